@@ -1,0 +1,169 @@
+"""What the bits mean, and in which order they lie: every format, packing, codec and recipe, as data.
+
+A **format** says what stored bits decode to; a **packing** in which order they lie; a **codec** is the two together,
+and knows the size of everything without seeing data. A **recipe** says how MXFP4 is made from wider numbers: MXFP4
+names a wire format, not an algorithm.
+
+Source of the MX formats: OCP Microscaling Formats v1.0. Of the ggml blocks: ggml-common.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ckpttool.containers.ggml_types import GGML_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class ElementFormat:
+    """One number: `bits` wide; `exponent` and `mantissa` bits of a float (0 and 0: an integer or a scale)."""
+
+    name: str
+    bits: int
+    exponent: int = 0
+    mantissa: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """`block` elements that share one scale; `block` 1 and no scale is a plain number."""
+
+    name: str
+    element: ElementFormat
+    block: int = 1
+    scale: ElementFormat | None = None
+
+    @property
+    def bits(self) -> float:
+        """Bits per element, its share of the scale included."""
+        return self.element.bits + (self.scale.bits / self.block if self.scale else 0)
+
+
+F32_ELEMENT = ElementFormat("F32", 32, 8, 23)
+F16_ELEMENT = ElementFormat("F16", 16, 5, 10)
+BF16_ELEMENT = ElementFormat("BF16", 16, 8, 7)
+E2M1 = ElementFormat("E2M1", 4, 2, 1)
+E8M0 = ElementFormat("E8M0", 8, 8, 0)
+INT8 = ElementFormat("INT8", 8)
+
+F32 = BlockFormat("F32", F32_ELEMENT)
+F16 = BlockFormat("F16", F16_ELEMENT)
+BF16 = BlockFormat("BF16", BF16_ELEMENT)
+MXFP4 = BlockFormat("MXFP4", E2M1, 32, E8M0)
+Q8_0 = BlockFormat("Q8_0", INT8, 32, F16_ELEMENT)
+
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""What codes 0 to 7 mean; bit 3 of a code is the sign."""
+
+E8M0_BIAS = 127
+E8M0_NAN = 255
+
+
+class Packing(StrEnum):
+    """The order in which a row's bits lie.
+
+    * `flat`: elements one after the other.
+    * `pair`: codes and scales in two tensors; byte j of a block holds element 2j low, 2j+1 high (OpenAI, HF).
+    * `ggml`: one struct per block, scale first; for MXFP4 17 bytes, byte 1+j holds element j low, j+16 high.
+    """
+
+    flat = "flat"
+    pair = "pair"
+    ggml = "ggml"
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A format in a packing. `block_nbytes` lists the bytes of one block in each stored tensor."""
+
+    format: BlockFormat
+    packing: Packing
+    block_nbytes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The format's name; the packing is said beside it."""
+        return self.format.name
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether elements stand alone: F32, F16, BF16."""
+        return self.packing is Packing.flat
+
+    def row_nbytes(self, k: int) -> tuple[int, ...]:
+        """Bytes of a row of `k` elements in each stored tensor; `k` must be a whole number of blocks."""
+        blocks, rest = divmod(k, self.format.block)
+        if rest:
+            raise ValueError(f"{k} elements are no whole number of {self.name} blocks of {self.format.block}")
+        return tuple(blocks * n for n in self.block_nbytes)
+
+    def stored_shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """The shapes in the file of a weight of logical `shape`: the same, but for `pair`, whose tensors are bytes."""
+        if self.packing is not Packing.pair:
+            return (shape,)
+        blocks = shape[-1] // self.format.block
+        return (*shape[:-1], blocks, self.block_nbytes[0]), (*shape[:-1], blocks)
+
+
+F32_FLAT = Codec(F32, Packing.flat, (4,))
+F16_FLAT = Codec(F16, Packing.flat, (2,))
+BF16_FLAT = Codec(BF16, Packing.flat, (2,))
+MXFP4_PAIR = Codec(MXFP4, Packing.pair, (16, 1))
+MXFP4_GGML = Codec(MXFP4, Packing.ggml, (17,))
+Q8_0_GGML = Codec(Q8_0, Packing.ggml, (34,))
+
+PLAIN = {c.name: c for c in (F32_FLAT, F16_FLAT, BF16_FLAT)}
+WRITABLE_GGML = PLAIN | {c.name: c for c in (MXFP4_GGML, Q8_0_GGML)}
+
+
+def ggml_codec(type_name: str) -> Codec:
+    """The codec of a GGUF tensor type, by its name; types that we only decode get a block of opaque elements."""
+    if type_name in WRITABLE_GGML:
+        return WRITABLE_GGML[type_name]
+    row = GGML_TYPES[type_name]
+    element = ElementFormat(type_name, max(1, row.nbytes * 8 // row.elements))
+    packing = Packing.flat if row.elements == 1 else Packing.ggml
+    return Codec(BlockFormat(type_name, element, row.elements), packing, (row.nbytes,))
+
+
+class ScaleRule(StrEnum):
+    """How a block's scale follows from its largest magnitude (design: `reference.scale_bytes`)."""
+
+    floor = "floor"
+    even = "even"
+    rceil = "rceil"
+    best = "best"
+
+
+class TieRule(StrEnum):
+    """Where a magnitude goes that lies exactly between two codes."""
+
+    even = "even"
+    away = "away"
+    zero = "zero"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How MXFP4 is made: scale rule, tie rule, and whether a negative that rounds to zero keeps its sign."""
+
+    name: str
+    scale: ScaleRule
+    ties: TieRule
+    keeps_negative_zero: bool = True
+
+
+RECIPES = {
+    r.name: r
+    for r in (
+        Recipe("best", ScaleRule.best, TieRule.even),
+        Recipe("ocp", ScaleRule.floor, TieRule.even),
+        Recipe("even", ScaleRule.even, TieRule.even),
+        Recipe("rceil", ScaleRule.rceil, TieRule.even),
+        Recipe("transformers", ScaleRule.rceil, TieRule.away),
+        Recipe("modelopt", ScaleRule.rceil, TieRule.zero),
+        Recipe("llama.cpp", ScaleRule.floor, TieRule.zero, keeps_negative_zero=False),
+    )
+}
+"""By name; the namesakes are in the README's table of recipes."""

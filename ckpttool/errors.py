@@ -1,0 +1,120 @@
+"""What can go wrong, and what the user should do about it.
+
+Every error the package raises on purpose is a `CkptError`: one line that names the file, the field and the byte offset
+where it has them, and ends with a hint. Its kind decides the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+NAME_LIMIT = 120
+
+
+def shown(name: str) -> str:
+    """`name` as it may be printed: control, bidi and surrogate characters as \\u{…}, cut at 120 characters.
+
+    Names come from files, so they may hold terminal escapes.
+    """
+    out = "".join(
+        f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
+        for c in name[:NAME_LIMIT]
+    )
+    return out if len(name) <= NAME_LIMIT else f"{out}… ({len(name)} characters)"
+
+
+class CkptError(Exception):
+    """An error with a place (file, field, offset) and a hint.
+
+    `field` is a tensor name, a JSON path or a GGUF key; `offset` is absolute in the file, in bytes.
+    """
+
+    exit_code = 70
+    kind = "internal"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        field: str | None = None,
+        offset: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.file = file
+        self.field = field
+        self.offset = offset
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = ": ".join(shown(x) for x in (self.file, self.field) if x)
+        at = "" if self.offset is None else f" at byte {self.offset}"
+        head = f"{where}{at}: " if where or at else ""
+        tail = f"; {self.hint}" if self.hint else ""
+        return f"{head}{self.message}{tail}"
+
+
+class CheckFailed(CkptError):
+    """A check that the user asked for found something (exit 1)."""
+
+    exit_code = 1
+    kind = "check"
+
+
+class UsageError(CkptError):
+    """The options contradict each other or this source (exit 2)."""
+
+    exit_code = 2
+    kind = "usage"
+
+
+class InputError(CkptError):
+    """The source is damaged, hostile, or not what it claims to be (exit 3)."""
+
+    exit_code = 3
+    kind = "input"
+
+
+class LocalIOError(CkptError):
+    """This machine refused: disk full, permissions, a target that exists (exit 4)."""
+
+    exit_code = 4
+    kind = "io"
+
+
+class NetworkError(CkptError):
+    """A remote end refused or broke off (exit 5)."""
+
+    exit_code = 5
+    kind = "network"
+
+
+class LimitError(CkptError):
+    """A memory or size limit does not allow the work (exit 6)."""
+
+    exit_code = 6
+    kind = "limit"
+
+
+class Problems(CkptError):
+    """Several errors found together, so that the user sees the whole damage once. The first decides the exit code."""
+
+    def __init__(self, problems: Sequence[CkptError]) -> None:
+        super().__init__(problems[0].message)
+        self.problems = tuple(problems)
+        self.exit_code = problems[0].exit_code
+        self.kind = problems[0].kind
+
+    def __str__(self) -> str:
+        return "\n".join(str(p) for p in self.problems)
+
+
+def raise_all(problems: Sequence[CkptError]) -> None:
+    """Raise what was collected: nothing, the one error, or all of them as `Problems`."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise Problems(problems)
