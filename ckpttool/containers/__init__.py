@@ -1,0 +1,1 @@
+"""Where the bytes lie: safetensors and GGUF headers, shards, positional reads and writes."""

@@ -1,0 +1,105 @@
+"""`model.safetensors.index.json`: which tensor lies in which file of a sharded checkpoint.
+
+Its file names come from strangers and are joined to a folder by every loader, so they must be plain names inside it.
+Written as transformers writes it: sorted, indented by 2, with a newline at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ckpttool.containers import limits, strict_json
+from ckpttool.containers.source import LocalFile
+from ckpttool.errors import InputError, LimitError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+class Index(NamedTuple):
+    """`weight_map` names each tensor's file; `total_size` is the tensors' bytes together, where it says so."""
+
+    weight_map: dict[str, str]
+    total_size: int | None
+
+
+def parse_index(source: Path | bytes, file: str | None = None) -> Index:
+    """The index at a path, or its bytes; `file` is its name for errors. InputError by rule, LimitError by size.
+
+    Whether the files exist, and hold what the index says, is for whoever has the folder.
+    """
+    if isinstance(source, Path):
+        with LocalFile(source, file) as opened:
+            file = opened.name
+            # One byte more than the limit is enough to be refused below.
+            data = opened.read(0, min(opened.size, limits.INDEX_FILE + 1))
+    else:
+        data, file = source, file or "model.safetensors.index.json"
+    value = strict_json.loads(data, file, max_bytes=limits.INDEX_FILE, max_tokens=limits.TENSORS)
+    if type(value) is not dict:
+        raise InputError("the index must be a JSON object", file=file, hint="an index has metadata and a weight_map")
+    weight_map = value.get("weight_map")
+    if type(weight_map) is not dict or not weight_map:
+        what = "is missing" if "weight_map" not in value else "must be an object that names a file for each tensor"
+        raise InputError(what, file=file, field="weight_map", hint="fetch the index again")
+    for tensor, name in weight_map.items():
+        if type(name) is not str or (fault := _name_fault(name)) or name == file:
+            said = fault if type(name) is str and fault else "must be a file name"
+            raise InputError(
+                f"{said}: {name!r:.200}",
+                file=file,
+                field=f'weight_map["{tensor}"]',
+                hint="each must be a plain file name inside the folder",
+            )
+        if strict_json.has_surrogate(tensor):
+            raise InputError("a tensor name holds half a surrogate pair", file=file, field="weight_map")
+    if len(set(weight_map.values())) > limits.INDEX_FILES:
+        raise LimitError(f"names more than {limits.INDEX_FILES} files", file=file, field="weight_map")
+    return Index(weight_map, _total_size(value, file))
+
+
+def _total_size(value: dict[str, Any], file: str) -> int | None:
+    """`metadata.total_size`, if any; old transformers wrote it as a float."""
+    metadata = value.get("metadata")
+    if metadata is None:
+        return None
+    if type(metadata) is not dict:
+        raise InputError("must be an object", file=file, field="metadata", hint="fetch the index again")
+    total = metadata.get("total_size")
+    if total is None:
+        return None
+    if type(total) not in (int, float) or total != int(total) or not 0 <= total <= limits.INT64_MAX:
+        raise InputError(
+            f"must be a number of bytes, not {total!r:.40}",
+            file=file,
+            field="metadata.total_size",
+            hint="fetch the index again",
+        )
+    return int(total)
+
+
+def _name_fault(name: str) -> str:
+    """Why `name` is no plain name of a safetensors file; empty when it is one."""
+    if not name or name in (".", ".."):
+        return "is no file name"
+    if any(c in "/\\:" or unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        return "leaves the folder, or holds a control character"
+    if len(name.encode()) > 255:
+        return "is longer than 255 bytes"
+    if name.lower().endswith(_PICKLES):
+        return "is a pickle, which is never opened"
+    if not name.endswith(".safetensors"):
+        return "is no .safetensors file"
+    return ""
+
+
+def render_index(weight_map: Mapping[str, str], total_size: int, *, total_parameters: int | None = None) -> bytes:
+    """The bytes of an index; `total_parameters` as transformers 5 adds it, left out where not given."""
+    metadata = {"total_size": total_size}
+    if total_parameters is not None:
+        metadata["total_parameters"] = total_parameters
+    index = {"metadata": metadata, "weight_map": dict(weight_map)}
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()

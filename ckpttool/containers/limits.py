@@ -1,0 +1,40 @@
+"""How much a header may ask of us before it is believed: budgets, each above every honest file seen.
+
+A file over a budget is refused before the memory is spent. Source: the formats' own limits where they have one
+(safetensors' 100 MB, GGUF's 63-byte names), otherwise several times the largest published checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+
+INT64_MAX: Final = (1 << 63) - 1
+
+READ_WINDOW: Final = 4 * MIB
+"""Bytes of one positional read while a header is scanned."""
+
+SAFETENSORS_HEADER: Final = 100_000_000
+SAFETENSORS_NAME: Final = 4_096
+SAFETENSORS_DIMS: Final = 64
+SAFETENSORS_ENTRY: Final = 64 * KIB
+"""Bytes of the JSON of one tensor; 64 dimensions of 20 digits fit forty times."""
+SAFETENSORS_METADATA: Final = 100_000
+"""Entries of `__metadata__`."""
+
+TENSORS: Final = 1_000_000
+"""Tensors in one file."""
+
+GGUF_KEYS: Final = 100_000
+GGUF_KEY: Final = 65_535
+GGUF_NAME: Final = 63
+GGUF_DIMS: Final = 4
+GGUF_ALIGNMENT: Final = 65_536
+GGUF_VALUES: Final = 256 * MIB
+"""Bytes of all key-values of a file together; gpt-oss' vocabulary needs 13 MB."""
+
+INDEX_FILE: Final = 64 * MIB
+"""Bytes of an index; DeepSeek-V3's is 9 MB."""
+INDEX_FILES: Final = 100_000
