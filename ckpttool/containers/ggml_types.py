@@ -58,4 +58,14 @@ _ROWS = (
 )
 GGML_TYPES = {name: GgmlType(id_, name, elements, nbytes) for id_, name, elements, nbytes in _ROWS}
 GGML_TYPES_BY_ID = {t.id: t for t in GGML_TYPES.values()}
-REMOVED_IDS = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
+REMOVED = {
+    4: "Q4_2",
+    5: "Q4_3",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
+}
+"""Ids that ggml gave up, and what they were: no reader loads them today."""
