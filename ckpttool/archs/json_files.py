@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ def parse_object(text: str, file: str) -> dict[str, Any]:
 def parse(text: str, file: str) -> Any:
     """`text` as strict JSON."""
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
     except json.JSONDecodeError as e:
         at = len(text[: e.pos].encode("utf-8", "surrogatepass"))
         raise InputError(f"is not valid JSON: {e.msg}", file=file, offset=at, hint="repair or replace the file") from None
@@ -105,10 +107,15 @@ class _Refused(Exception):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise _Refused("this key is given twice", twice)
+        raise _Refused("this key is given twice", Counter(k for k, _ in pairs).most_common(1)[0][0])
     return out
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise _Refused(f"holds {text[:24]}, which no float can hold")
+    return value
 
 
 def _constant(word: str) -> Any:
