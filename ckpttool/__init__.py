@@ -1,0 +1,60 @@
+"""ckpttool: convert, inspect and verify open-weight mixture-of-experts checkpoints.
+
+    >>> import ckpttool
+    >>> ckpttool.convert("gpt-oss-20b", "gpt-oss-20b.gguf")
+    >>> ckpttool.open_checkpoint("gpt-oss-20b.gguf").part("layer.7.gate")[3]
+
+Every name is loaded on first use; none of them needs torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ckpttool.api import convert, plan, verify
+    from ckpttool.checkpoint import Checkpoint, open_checkpoint
+    from ckpttool.codecs.arrays import dequantize, quantize
+    from ckpttool.errors import CkptError
+    from ckpttool.inspector import inspect
+
+__all__ = [
+    "Checkpoint",
+    "CkptError",
+    "__version__",
+    "convert",
+    "dequantize",
+    "inspect",
+    "open_checkpoint",
+    "plan",
+    "quantize",
+    "verify",
+]
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "CkptError": "errors",
+    "convert": "api",
+    "dequantize": "codecs.arrays",
+    "inspect": "inspector",
+    "open_checkpoint": "checkpoint",
+    "plan": "api",
+    "quantize": "codecs.arrays",
+    "verify": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckpttool' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"ckpttool.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

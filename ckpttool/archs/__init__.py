@@ -1,0 +1,148 @@
+"""What things are called: one TOML table per architecture, read into `Arch`, `Dialect` and `Join` values.
+
+A dialect's row says "this stored name is these parts, joined so". Both directions, and the inspector, come from it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ckpttool.archs.joins import Join, PartShape
+
+Sizes = Mapping[str, int]
+"""The letters of an architecture's shapes, as numbers: {"L": 24, "E": 32, "H": 2880, ...}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a dialect says about one weight name: the join with layer (and expert) filled in."""
+
+    name: str
+    join: Join
+    expert: int | None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What one family of checkpoints calls the parts, and which formats its experts may have."""
+
+    name: str
+    container: str
+    experts: tuple[str, ...]
+    pair: tuple[str, str] | None
+    rows: Mapping[str, Join]
+
+    def claim(self, name: str) -> Claim | None:
+        """The row that `name` matches, with its numbers filled in, or None."""
+        for template, pattern in self._patterns():
+            if match := pattern.fullmatch(name):
+                numbers = {k: int(v) for k, v in match.groupdict().items()}
+                return self._filled(template, numbers)
+        return None
+
+    def expand(self, sizes: Sizes) -> Iterable[Claim]:
+        """Every weight that a checkpoint of these sizes must hold, in the table's order, layer by layer."""
+        for template in self.rows:
+            if "{l}" not in template:
+                yield self._filled(template, {})
+        for layer in range(sizes["L"]):
+            for template in self.rows:
+                if "{e}" in template:
+                    for expert in range(sizes["E"]):
+                        yield self._filled(template, {"l": layer, "e": expert})
+                elif "{l}" in template:
+                    yield self._filled(template, {"l": layer})
+
+    def _filled(self, template: str, numbers: Mapping[str, int]) -> Claim:
+        row = self.rows[template]
+        parts = tuple(p.format(**numbers) for p in row.parts)
+        join = Join(parts, row.interleaved, row.transposed, row.per_expert)
+        return Claim(template.format(**numbers), join, numbers.get("e"))
+
+    @cache  # noqa: B019 (dialects live as long as the process)
+    def _patterns(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
+        number = r"(?P<\1>0|[1-9][0-9]{0,5})"
+        return tuple((t, re.compile(re.sub(r"\\{([le])\\}", number, re.escape(t)))) for t in self.rows)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One architecture: its parts with their shapes, its dialects, and the facts that `table` holds for side files."""
+
+    name: str
+    size_keys: Mapping[str, str]
+    parts: Mapping[str, str]
+    expert_parts: frozenset[str]
+    dialects: Mapping[str, Dialect]
+    table: Mapping[str, Any]
+
+    def shapes(self, sizes: Sizes) -> dict[str, PartShape]:
+        """The shape of every part of a checkpoint of these sizes, in the table's order."""
+        out = {}
+        for name, axes in self.parts.items():
+            shape = _part_shape(axes, sizes)
+            layers = range(sizes["L"]) if "{l}" in name else range(1)
+            out.update({name.format(l=layer): shape for layer in layers})
+        return out
+
+    def is_expert(self, part: str) -> bool:
+        """Whether `part` is an expert matrix, which `--experts` speaks of."""
+        return re.sub(r"^layer\.\d+\.", "layer.{l}.", part) in self.expert_parts
+
+
+def _part_shape(axes: str, sizes: Sizes) -> PartShape:
+    rows, _, k = axes.partition("|")
+
+    def size(axis: str) -> int:
+        out = 1
+        for letter in axis.split("*"):
+            out *= sizes[letter.strip()]
+        return out
+
+    return PartShape(tuple(size(a) for a in rows.split()), size(k) if k else None)
+
+
+def _dialect(name: str, table: Mapping[str, Any], rows: Mapping[str, Join]) -> Dialect:
+    pair = table.get("pair")
+    return Dialect(name, table["container"], tuple(table["experts"]), tuple(pair) if pair else None, rows)
+
+
+def _join(template: str, row: str | Mapping[str, Any]) -> Join:
+    per_expert = "{e}" in template
+    if isinstance(row, str):
+        return Join((row,), per_expert=per_expert)
+    parts = row.get("interleave") or row["concat"]
+    return Join(tuple(parts), "interleave" in row, row.get("transpose", False), per_expert)
+
+
+def _arch(table: Mapping[str, Any]) -> Arch:
+    dialects: dict[str, Dialect] = {}
+    for name, dialect in table["dialect"].items():
+        inherited = dialects[dialect["like"]].rows if "like" in dialect else {}
+        rows = {t: j for t, j in inherited.items() if t not in dialect.get("without", ())}
+        rows |= {t: _join(t, row) for t, row in dialect["weights"].items()}
+        dialects[name] = _dialect(name, dialect, rows)
+    return Arch(
+        table["arch"]["name"], table["sizes"], table["parts"], frozenset(table["experts"]["parts"]), dialects, table
+    )
+
+
+@cache
+def arches() -> tuple[Arch, ...]:
+    """Every architecture that has a table, by file name."""
+    folder = Path(__file__).parent
+    return tuple(_arch(tomllib.loads(p.read_text("utf-8"))) for p in sorted(folder.glob("*.toml")))
+
+
+def arch_named(key: str, value: object) -> Arch | None:
+    """The architecture whose `[arch]` table holds `value` under `key` ("model_type", "gguf", "name")."""
+    return next((a for a in arches() if a.table["arch"].get(key) == value), None)

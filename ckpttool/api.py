@@ -1,0 +1,120 @@
+"""What the command line calls, and what a program may: one function for each command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ckpttool.checkpoint import open_checkpoint
+from ckpttool.codecs.formats import Recipe
+from ckpttool.containers.shards import parse_size
+from ckpttool.errors import UsageError
+from ckpttool.execute import execute
+from ckpttool.plan import Plan, make_plan
+from ckpttool.reports import Conversion
+from ckpttool.target import MAX_MEMORY, target
+from ckpttool.verifier import verify
+
+__all__ = ["convert", "execute", "plan", "verify"]
+
+Size = int | str
+"""Bytes, or text such as "512MB", "5GB", "1GiB"."""
+
+
+def plan(
+    source: str | Path,
+    target_path: str | Path,
+    *,
+    to: str | None = None,
+    experts: str | None = None,
+    outtype: str | None = None,
+    dtype: str | None = None,
+    recipe: str | Recipe = "best",
+    scale_rule: str | None = None,
+    ties: str | None = None,
+    lossless: bool = False,
+    max_shard_size: Size | None = None,
+    reference: str | Path | None = None,
+    model_name: str | None = None,
+) -> Plan:
+    """Plan the conversion of `source` to `target_path`: every file, size and step; nothing is written.
+
+    Options mean what the command line's mean; None is "not given". `recipe` may be a `Recipe`.
+
+    Raises:
+        UsageError: a combination of options that is not legal, with the legal choice named.
+        InputError: whatever headers, index, config and tokenizer show to be wrong, all of it at once.
+    """
+    asked = target(
+        target_path,
+        to=to,
+        experts=experts,
+        outtype=outtype,
+        dtype=dtype,
+        recipe=recipe,
+        scale_rule=scale_rule,
+        ties=ties,
+        lossless=lossless,
+        max_shard_size=_bytes(max_shard_size, "max_shard_size"),
+        reference=reference,
+        model_name=model_name,
+    )
+    return make_plan(open_checkpoint(source, reference=reference), asked)
+
+
+def convert(
+    source: str | Path,
+    target_path: str | Path,
+    *,
+    workers: int | None = None,
+    max_memory: Size = MAX_MEMORY,
+    overwrite: bool = False,
+    verify: bool = True,
+    device: str = "auto",
+    progress: Callable[[int], None] = lambda nbytes: None,
+    **options: object,
+) -> Conversion:
+    """Convert `source` to `target_path` and return the receipt; `options` are those of `plan`.
+
+    `workers` threads (as many as there are cores, where not given) work in at most `max_memory` beside the interpreter.
+    `verify` reads back what was written. `progress` is called with the number of bytes just written, from any thread.
+
+    Raises:
+        UsageError, InputError: as `plan` does; InputError also for a value that the target cannot hold.
+        LocalIOError: TARGET exists, the disk is full, another conversion writes there.
+        LimitError: `max_memory` is too small for one slab.
+    """
+    check_device(device)
+    made = plan(source, target_path, **options)  # type: ignore[arg-type]
+    return execute(
+        made,
+        workers=workers,
+        max_memory=_bytes(max_memory, "max_memory") or MAX_MEMORY,
+        overwrite=overwrite,
+        verify=verify,
+        progress=progress,
+    )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this version cannot use.
+
+    Raises:
+        UsageError: anything but auto and cpu.
+    """
+    if device in ("auto", "cpu"):
+        return
+    if device == "cuda" or device.startswith("cuda:"):
+        raise UsageError(f"--device {device}: this version works on the CPU alone", hint="use --device cpu")
+    raise UsageError(f"--device {device}: unknown", hint="use --device auto or cpu")
+
+
+def _bytes(size: Size | None, option: str) -> int | None:
+    if isinstance(size, str):
+        try:
+            size = parse_size(size)
+        except ValueError as e:
+            raise UsageError(f"--{option.replace('_', '-')} {size}: {e}", hint="write 512MB, 5GB or 1GiB") from e
+    if size is not None and size <= 0:
+        raise UsageError(f"--{option.replace('_', '-')} {size}: not positive", hint="write 512MB, 5GB or 1GiB")
+    return size

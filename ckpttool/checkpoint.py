@@ -1,0 +1,330 @@
+"""An opened checkpoint: headers read, weights grouped, names matched to parts. No tensor data is touched.
+
+Whatever the headers, the index and the config contradict is collected in `problems`: the inspector shows a damaged
+checkpoint, conversion refuses it, and either way the user sees the whole damage at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpttool.archs import Arch, Claim, Dialect, Sizes, arch_named, arches
+from ckpttool.archs.joins import Extent, PartShape
+from ckpttool.archs.json_files import read_object
+from ckpttool.codecs.formats import MXFP4_PAIR, PLAIN, BlockFormat, Codec, ElementFormat, Packing, ggml_codec
+from ckpttool.containers import gguf, safetensors
+from ckpttool.containers.source import LocalFile
+from ckpttool.errors import CkptError, InputError
+from ckpttool.locate import Located, companions, locate
+from ckpttool.tensors import StoredTensor, Weight
+
+if TYPE_CHECKING:
+    from ckpttool.partview import PartView
+
+PAIRS = (("_blocks", "_scales"), (".blocks", ".scales"))
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of the checkpoint, and what tells whether it has changed since."""
+
+    name: str
+    path: Path
+    size: int
+    mtime_ns: int
+    header_nbytes: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds, by its headers.
+
+    `weights` come in the order of files (sorted by name) and names; `metadata` is a GGUF's. `extents` says where the rows
+    of each part lie, and is empty where no architecture matches or its sizes are unknown.
+    """
+
+    path: Path
+    root: Path
+    container: str
+    files: tuple[SourceFile, ...]
+    weights: tuple[Weight, ...]
+    metadata: Mapping[str, gguf.Value]
+    config: Mapping[str, Any] | None
+    companions: Mapping[str, Path]
+    arch: Arch | None
+    dialect: Dialect | None
+    sizes: Sizes | None
+    claims: Mapping[str, Claim]
+    shapes: Mapping[str, PartShape]
+    extents: Mapping[str, tuple[Extent, ...]]
+    problems: tuple[CkptError, ...] = ()
+    notes: tuple[str, ...] = ()
+    file_paths: Mapping[str, Path] = field(default_factory=dict)
+
+    def part(self, name: str) -> PartView:
+        """The canonical part `name` ("layer.7.gate"), decoded as it is indexed: `.part(name)[expert]` is an array.
+
+        Raises:
+            InputError: no such part, or no architecture matches.
+        """
+        from ckpttool.partview import PartView
+
+        return PartView(self, name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(w.nbytes for w in self.weights)
+
+    @property
+    def parameters(self) -> int:
+        """Logical elements of all weights."""
+        return sum(w.parameters for w in self.weights)
+
+
+def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) -> Checkpoint:
+    """Read the headers of the checkpoint at `path`; `reference` lends the companions that are missing beside it.
+
+    Raises:
+        InputError: not a checkpoint, or a header that cannot be trusted.
+    """
+    located = locate(Path(path))
+    headers, files = _read_headers(located)
+    beside = companions(located.root)
+    if reference is not None:
+        beside = companions(Path(reference)) | beside
+    metadata = headers[0].metadata if located.container == "gguf" else {}
+    config = _config(beside) if located.container == "safetensors" else None
+    arch = _arch(located.container, metadata, config)
+    stored = [t for h in headers for t in _ordered(h.tensors, located.container)]
+    problems = [*_against_index(stored, located), *_doubled(stored)]
+    weights, more = _weights(stored, located.container)
+    problems += more
+    arch, dialect = _dialect(arch, located.container, weights)
+    sizes = _sizes(arch, metadata, config) if arch else None
+    claims = _claims(dialect, weights)
+    shapes = arch.shapes(sizes) if arch and sizes else {}
+    extents: dict[str, tuple[Extent, ...]] = {}
+    if dialect and sizes:
+        problems += _misfits(dialect, sizes, shapes, weights, claims)
+        if not problems:
+            extents = extents_of(weights, claims.values(), shapes)
+    return Checkpoint(
+        Path(path), located.root, located.container, files, tuple(weights), metadata, config, beside, arch, dialect,
+        sizes, claims, shapes, extents, tuple(problems), located.notes, {f.name: f.path for f in files},
+    )  # fmt: skip
+
+
+def _read_headers(located: Located) -> tuple[list[Any], tuple[SourceFile, ...]]:
+    headers: list[Any] = []
+    files = []
+    for path in located.files:
+        with LocalFile(path, path.name) as f:
+            header = (gguf if located.container == "gguf" else safetensors).parse(f)
+            headers.append(header)
+            files.append(SourceFile(path.name, path, f.size, f.mtime_ns, header.nbytes, header.sha256))
+    return headers, tuple(files)
+
+
+def _ordered(tensors: Sequence[StoredTensor], container: str) -> Iterable[StoredTensor]:
+    """safetensors by name, as every reader lists them; GGUF as the file has them."""
+    return sorted(tensors, key=lambda t: t.name) if container == "safetensors" else tensors
+
+
+def _against_index(stored: Sequence[StoredTensor], located: Located) -> Iterable[CkptError]:
+    if located.weight_map is None:
+        return
+    name = located.index_name
+    hint = "the index belongs to other files; write it anew or download the folder again"
+    have = {t.name: t.file for t in stored}
+    for tensor, file in located.weight_map.items():
+        if tensor not in have:
+            yield InputError(f"says {file}, whose header lacks it", file=name, field=f"weight_map[{tensor}]", hint=hint)
+        elif have[tensor] != file:
+            yield InputError(f"says {file}, but {have[tensor]} holds it", file=name, field=tensor, hint=hint)
+    for tensor in have.keys() - located.weight_map.keys():
+        yield InputError(f"in {have[tensor]}, but not in the index", file=name, field=tensor, hint=hint)
+
+
+def _doubled(stored: Sequence[StoredTensor]) -> Iterable[CkptError]:
+    seen: dict[str, StoredTensor] = {}
+    for t in stored:
+        if (first := seen.setdefault(t.name, t)) is not t:
+            yield InputError(f"also in {first.file}", file=t.file, field=t.name, hint="each tensor may be stored once")
+
+
+def _weights(stored: Sequence[StoredTensor], container: str) -> tuple[list[Weight], list[CkptError]]:
+    if container == "gguf":
+        return [Weight(t.name, ggml_codec(t.dtype), t.shape, (t,)) for t in stored], []
+    by_name = {t.name: t for t in stored}
+    weights, problems = [], []
+    for t in stored:
+        for codes, scales in PAIRS:
+            if t.name.endswith(codes):
+                base = t.name.removesuffix(codes)
+                pair = _paired(base, t, by_name.get(base + scales), problems)
+                weights += [pair] if pair else []
+                break
+            if t.name.endswith(scales):
+                base = t.name.removesuffix(scales)
+                if base + codes not in by_name:
+                    problems.append(InputError(f"has no {base + codes}", file=t.file, field=t.name, hint=_PAIR_HINT))
+                break
+        else:
+            weights.append(Weight(t.name, _plain_codec(t), t.shape, (t,)))
+    return weights, problems
+
+
+_PAIR_HINT = "an MXFP4 weight is codes and scales; one of its files is missing or misnamed"
+
+
+def _paired(
+    base: str, codes: StoredTensor, scales: StoredTensor | None, problems: list[CkptError]
+) -> Weight | None:
+    """The MXFP4 weight of two stored tensors: codes [..., G, 16], scales [..., G], both U8."""
+    if scales is None:
+        problems.append(InputError("has no scales", file=codes.file, field=codes.name, hint=_PAIR_HINT))
+        return None
+    if (codes.dtype, scales.dtype) != ("U8", "U8") or codes.shape != (*scales.shape, 16):
+        problems.append(
+            InputError(
+                f"{codes.dtype} {list(codes.shape)} with scales {scales.dtype} {list(scales.shape)}; "
+                "MXFP4 is U8 [..., G, 16] with U8 [..., G]",
+                file=codes.file,
+                field=codes.name,
+                hint="another format under MXFP4's names",
+            )
+        )
+        return None
+    return Weight(base, MXFP4_PAIR, (*scales.shape[:-1], scales.shape[-1] * 32), (codes, scales))
+
+
+def _plain_codec(t: StoredTensor) -> Codec:
+    if t.dtype in PLAIN:
+        return PLAIN[t.dtype]
+    bits = safetensors.DTYPE_BITS[t.dtype]
+    return Codec(BlockFormat(t.dtype, ElementFormat(t.dtype, bits)), Packing.flat, (max(1, bits // 8),))
+
+
+def _config(beside: Mapping[str, Path]) -> Mapping[str, Any] | None:
+    return read_object(beside["config.json"], "config.json") if "config.json" in beside else None
+
+
+def _arch(container: str, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None) -> Arch | None:
+    if container == "gguf":
+        value = metadata.get("general.architecture")
+        return arch_named("gguf", value.value) if isinstance(value, gguf.Scalar) else None
+    return arch_named("model_type", config.get("model_type")) if config else None
+
+
+def _dialect(
+    arch: Arch | None, container: str, weights: Sequence[Weight]
+) -> tuple[Arch | None, Dialect | None]:
+    """The dialect that knows the most weights by name and, for experts, by format; at least half of them."""
+    best: tuple[int, Arch | None, Dialect | None] = (0, arch, None)
+    for candidate in (arch,) if arch else arches():
+        for dialect in candidate.dialects.values():
+            if dialect.container != container:
+                continue
+            score = 0
+            for w in weights:
+                claim = dialect.claim(w.name)
+                if claim and (not candidate.is_expert(claim.join.parts[0]) or w.codec.name in dialect.experts):
+                    score += 1
+            if score > best[0] and score * 2 >= len(weights):
+                best = (score, candidate, dialect)
+    return best[1], best[2]
+
+
+def _sizes(
+    arch: Arch, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None
+) -> Sizes | None:
+    """The letters of the shapes, from whichever side file speaks for this checkpoint; None where there is none."""
+    if metadata:
+        found: dict[str, Any] = {}
+        for letter, key in arch.table["gguf_sizes"].items():
+            value = metadata.get(key)
+            found[letter] = len(value) if isinstance(value, gguf.Array) else value.value if value else None
+        keys, where = arch.table["gguf_sizes"], "its key-values"
+    elif config is not None:
+        keys = arch.size_keys if config.get("model_type") else arch.table["openai_sizes"]
+        found, where = {letter: config.get(key) for letter, key in keys.items()}, "config.json"
+    else:
+        return None
+    bad = [keys[letter] for letter, n in found.items() if type(n) is not int or not 0 < n < 1 << 24]
+    if bad:
+        raise InputError(f"{', '.join(bad)}: missing, or no sensible size", file=where, hint="is it this model's file?")
+    return found
+
+
+def _claims(dialect: Dialect | None, weights: Sequence[Weight]) -> dict[str, Claim]:
+    if dialect is None:
+        return {}
+    return {w.name: c for w in weights if (c := dialect.claim(w.name))}
+
+
+def _misfits(
+    dialect: Dialect,
+    sizes: Sizes,
+    shapes: Mapping[str, PartShape],
+    weights: Sequence[Weight],
+    claims: Mapping[str, Claim],
+) -> Iterable[CkptError]:
+    """Weights that are missing, unknown, or of another shape than the sizes say."""
+    expected = {c.name: c for c in dialect.expand(sizes)}
+    for w in weights:
+        if w.name not in expected:
+            layer = "" if w.name not in claims else f"; config.json says {sizes['L']} layers, {sizes['E']} experts"
+            yield InputError(
+                f"not a name of the {dialect.name} dialect{layer}",
+                file=w.stored[0].file,
+                field=w.name,
+                hint="every tensor must be known, or it would be lost; is it an adapter or another architecture?",
+            )
+            continue
+        shape = expected[w.name].join.stored_shape(shapes)
+        if _squeezed(w.shape) != _squeezed(shape):
+            yield _misshaped(w, shape)
+    have = {w.name for w in weights}
+    for name in expected.keys() - have:
+        yield InputError("missing", field=name, hint="one of the files is missing, or it is no whole checkpoint")
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without axes of length 1, which ggml's C writer drops."""
+    return tuple(n for n in shape if n != 1)
+
+
+def _misshaped(w: Weight, shape: tuple[int, ...]) -> CkptError:
+    text = f"shape {list(w.shape)}, but the config says {list(shape)}"
+    swapped = (*w.shape[:-2], *reversed(w.shape[-2:]))
+    if len(shape) == 3 and swapped == shape:
+        hint = "the experts look un-transposed: HF BF16 experts are [experts, in, out]; transpose the last two axes"
+    else:
+        hint = "config.json and weights are of different models"
+    return InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
+
+
+def extents_of(
+    weights: Iterable[Weight], claims: Iterable[Claim], shapes: Mapping[str, PartShape]
+) -> dict[str, tuple[Extent, ...]]:
+    """Where the rows of each part lie in `weights`, in order; `claims` are the weights' rows of their dialect."""
+    claimed = {c.name: c for c in claims}
+    out: dict[str, list[Extent]] = {}
+    for w in weights:
+        claim = claimed[w.name]
+        for extent in claim.join.extents(w, shapes, claim.expert):
+            for part in extent.parts:
+                out.setdefault(part, []).append(extent)
+    return {part: tuple(sorted(found, key=lambda x: x.start)) for part, found in out.items()}
+
+
+def digest(files: Iterable[SourceFile]) -> str:
+    """What identifies the source: every file's name, size, time of change and header."""
+    rows = [f"{f.name} {f.size} {f.mtime_ns} {f.header_sha256}" for f in files]
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -1,0 +1,342 @@
+"""Plan -> files: the only code that writes checkpoints.
+
+Everything is made in `TARGET.partial/`: files preallocated, slabs worked by threads in any order and journalled, finished
+stretches read back and hashed while later slabs are written. The commit is a rename. A run that stops goes on from its
+journal; a run that fails leaves TARGET as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from ckpttool.commit import exists_error, move_in, sync_folder
+from ckpttool.containers.source import LocalFile, LocalTarget
+from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError
+from ckpttool.journal import Entry, Journal, read_entries
+from ckpttool.place import Place
+from ckpttool.plan import Plan
+from ckpttool.readback import Stretch, read_back, stretches
+from ckpttool.receipt import Outcome, receipt
+from ckpttool.reports import Conversion, dump
+from ckpttool.sidecars import write_sidecar
+from ckpttool.slabwork import Phases, Worker
+from ckpttool.steps import target_ranges
+
+Progress = Callable[[int], None]
+"""Called with the bytes that have just been written, from any thread."""
+
+RESERVE = 24_000_000
+"""Memory kept beside the slabs: the read-back's buffer, threads, the journal."""
+
+
+def execute(
+    plan: Plan,
+    *,
+    workers: int | None = None,
+    max_memory: int,
+    overwrite: bool = False,
+    verify: bool = True,
+    progress: Progress = lambda nbytes: None,
+) -> Conversion:
+    """Carry out `plan` and return the receipt.
+
+    Raises:
+        InputError: a value in the source that the target cannot hold; TARGET is as it was.
+        LocalIOError: TARGET exists, the disk is full, another run works on it, what was read back differs.
+        LimitError: not even one slab fits into `max_memory`, in bytes.
+    """
+    count = worker_count(plan, workers, max_memory)
+    check_target(plan, overwrite)
+    place = plan.place
+    with _locked(place):
+        try:
+            done = _resumed(plan)
+            conversion = _convert(plan, done, count, verify, progress)
+        except (InputError, CheckFailed):
+            shutil.rmtree(place.partial)  # the same source and options would fail the same way again
+            raise
+        _commit(place, overwrite)
+        shutil.rmtree(place.partial)
+    return conversion
+
+
+def worker_count(plan: Plan, workers: int | None, max_memory: int) -> int:
+    """How many threads may work at once: as many as asked for (or as there are cores), as memory allows.
+
+    Raises:
+        LimitError: not even one slab fits.
+    """
+    fits = (max_memory - RESERVE) // max(1, plan.slab_nbytes)
+    if fits < 1:
+        need = -(-(plan.slab_nbytes + RESERVE) // 1_000_000)
+        raise LimitError(f"the largest slab needs {need} MB", hint=f"give --max-memory {need}MB or more")
+    return max(1, min(workers or os.cpu_count() or 1, fits, len(plan.slabs)))
+
+
+def check_target(plan: Plan, overwrite: bool) -> None:
+    """Refuse a target that exists, unless it may be overwritten, and a disk that is too small.
+
+    Raises:
+        LocalIOError: either.
+    """
+    place = plan.place
+    for path in place.finals:
+        if os.path.lexists(path) and not overwrite and not _is_empty_folder(path):
+            raise exists_error(path)
+    if overwrite and place.is_folder and place.path.is_dir() and not _is_empty_folder(place.path):
+        _refuse_other_folders(place.path)
+    folder = next(p for p in place.path.parents if p.exists())
+    begun = sum(p.stat().st_blocks * 512 for p in place.staged.glob("*")) if place.staged.exists() else 0
+    need, free = plan.nbytes - begun, shutil.disk_usage(folder).free
+    if need > free:
+        text = f"needs {need / 1e9:.2f} GB more, {folder} has {free / 1e9:.2f} GB"
+        raise LocalIOError(text, file=str(place.path), hint="free some space, or choose another disk")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def _refuse_other_folders(path: Path) -> None:
+    """`--overwrite` deletes the old folder, so it must be a checkpoint and nothing else."""
+    names = {p.name for p in path.iterdir()}
+    known = {"ckpttool.receipt.json", "config.json", "model.safetensors", "model.safetensors.index.json"}
+    if path.is_symlink() or not names & known or ".git" in names:
+        hint = "it would be deleted as a whole; remove it yourself, or choose another TARGET"
+        raise LocalIOError("is not a checkpoint's folder", file=str(path), hint=hint)
+
+
+@contextlib.contextmanager
+def _locked(place: Place) -> Iterator[None]:
+    """The folder of the unfinished conversion, made if need be, and ours alone while we work in it."""
+    place.staged.mkdir(parents=True, exist_ok=True)
+    fd = os.open(place.partial / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        if not _lock(fd):
+            hint = "wait for it, or choose another TARGET"
+            raise LocalIOError("another conversion is writing here", file=str(place.partial), hint=hint)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    if os.name == "nt":
+        import msvcrt
+
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _resumed(plan: Plan) -> dict[int, Entry]:
+    """The slabs of an earlier run that are still there, byte for byte; everything else of it is removed."""
+    place = plan.place
+    entries = read_entries(place.partial / "journal", plan.digest)
+    if entries is None:
+        shutil.rmtree(place.staged)
+        place.staged.mkdir()
+        return {}
+    sizes = {layout.name: layout.size for layout in plan.files}
+    held: dict[str, LocalTarget] = {}
+    with contextlib.ExitStack() as stack:
+        for name, size in sizes.items():
+            path = place.staged / name
+            if path.is_file() and path.stat().st_size == size:
+                held[name] = stack.enter_context(LocalTarget.open(path, name))
+        return {e.slab: e for e in entries if e.slab < len(plan.slabs) and _is_there(plan, e, held)}
+
+
+def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:
+    slab = plan.slabs[entry.slab]
+    ranges = target_ranges(plan.steps[slab.step], slab)
+    if len(ranges) != len(entry.crcs):
+        return False
+    for at, crc in zip(ranges, entry.crcs, strict=True):
+        if at.file not in held:
+            return False
+        buffer = np.empty(at.nbytes, np.uint8)
+        held[at.file].readinto(at.offset, buffer)
+        if zlib.crc32(buffer) != crc:
+            return False
+    return True
+
+
+@dataclass
+class _Run:
+    """What threads share: what is done, what failed, which slab comes next."""
+
+    plan: Plan
+    done: dict[int, Entry]
+    journal: Journal
+    progress: Progress
+    todo: Iterator[int] = field(init=False)
+    failure: BaseException | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        self.todo = iter([i for i in range(len(self.plan.slabs)) if i not in self.done])
+
+    def next_slab(self) -> int | None:
+        """The next slab for a thread; None when there is none, or the run has failed."""
+        with self.changed:
+            return None if self.failure else next(self.todo, None)
+
+    def finish(self, entry: Entry) -> None:
+        """Write down a slab that is done."""
+        self.journal.add(entry)
+        with self.changed:
+            self.done[entry.slab] = entry
+            self.changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop all threads at their next slab; the first failure is the one that is reported."""
+        with self.changed:
+            self.failure = self.failure or error
+            self.changed.notify_all()
+
+    def crc(self, slab: int, index: int) -> int | None:
+        """The CRC of range `index` of a slab once it is done; None when the run has failed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.failure is not None or slab in self.done)
+            return None if self.failure else self.done[slab].crcs[index]
+
+    def guarded(self, work: Callable[[], None]) -> Callable[[], None]:
+        """`work` as a thread's body, its errors kept for the main thread."""
+
+        def body() -> None:
+            try:
+                work()
+            except BaseException as e:
+                self.fail(e)
+
+        return body
+
+
+def _convert(plan: Plan, done: dict[int, Entry], count: int, verify: bool, progress: Progress) -> Conversion:
+    """Make all files in the partial folder, receipt included."""
+    begun = perf_counter()
+    place = plan.place
+    journal = Journal(place.partial / "journal", plan.digest, list(done.values()))
+    resumed = len(done)
+    with contextlib.ExitStack() as stack:
+        stack.callback(journal.close)
+        sources = {f.name: stack.enter_context(LocalFile(f.path, f.name)) for f in plan.source.files}
+        targets = {f.name: stack.enter_context(_made(place.staged / f.name, f.size, f.header)) for f in plan.files}
+        prepared = perf_counter()
+        run = _Run(plan, done, journal, progress)
+        for entry in done.values():
+            progress(plan.written_nbytes(entry.slab))
+        workers = [Worker(sources, targets, plan.target.lossless, plan.slab_nbytes) for _ in range(count)]
+        hashes: dict[str, str] = {}
+        bodies = [run.guarded(lambda w=w: _work(run, w)) for w in workers]  # type: ignore[misc]
+        checks = _checks(plan)
+        if verify:
+            bodies.append(run.guarded(lambda: _read_back(run, targets, checks, hashes)))
+        _in_threads(run, bodies)
+        worked = perf_counter()
+        sidecars = {s.name: write_sidecar(s, place.staged) for s in plan.sidecars}
+        outcome = Outcome(run.done, checks, hashes if verify else None, sidecars, resumed, count)
+        outcome.seconds = {"prepare": prepared - begun, "slabs": worked - prepared, **_summed(workers)}
+        conversion = receipt(plan, outcome)
+        (place.staged / place.receipt_name).write_text(dump(conversion), "utf-8")
+        _sync(place, targets.values())
+    return conversion
+
+
+def _made(path: Path, size: int, header: bytes) -> LocalTarget:
+    """The target file: made whole, or the one of the earlier run; its header is written either way."""
+    if path.exists() and path.stat().st_size != size:
+        path.unlink()
+    file = LocalTarget.open(path, path.name) if path.exists() else LocalTarget.create(path, size, path.name)
+    file.writeall(0, header)
+    return file
+
+
+def _work(run: _Run, worker: Worker) -> None:
+    while (index := run.next_slab()) is not None:
+        slab = run.plan.slabs[index]
+        run.finish(worker.work(index, slab, run.plan.steps[slab.step]))
+        run.progress(run.plan.written_nbytes(index))
+
+
+def _checks(plan: Plan) -> dict[str, list[Stretch]]:
+    """Every file as stretches: which slab wrote what, and what lies between."""
+    ranges: dict[str, list[tuple[int, int, int, int]]] = {f.name: [] for f in plan.files}
+    for i, slab in enumerate(plan.slabs):
+        for j, at in enumerate(target_ranges(plan.steps[slab.step], slab)):
+            ranges[at.file].append((at.offset, at.nbytes, i, j))
+    return {f.name: stretches(f, ranges[f.name]) for f in plan.files}
+
+
+def _read_back(
+    run: _Run, targets: dict[str, LocalTarget], checks: dict[str, list[Stretch]], hashes: dict[str, str]
+) -> None:
+    for name, found in checks.items():
+        sha256 = read_back(targets[name], found, run.crc)
+        if sha256 is None:
+            return
+        hashes[name] = sha256
+
+
+def _in_threads(run: _Run, bodies: Iterable[Callable[[], None]]) -> None:
+    """Run all bodies to their end; an interrupt stops them at their next slab, the journal intact."""
+    threads = [threading.Thread(target=body, daemon=True) for body in bodies]
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    except BaseException as e:
+        run.fail(e)
+        for t in threads:
+            if t.ident is not None:
+                t.join()
+    if run.failure is not None:
+        raise run.failure
+
+
+def _summed(workers: Iterable[Worker]) -> dict[str, float]:
+    phases = [w.phases for w in workers]
+    return {name: sum(getattr(p, name) for p in phases) for name in Phases.__slots__}
+
+
+def _sync(place: Place, targets: Iterable[LocalTarget]) -> None:
+    for file in targets:
+        file.sync()
+    for path in place.staged.iterdir():
+        with path.open("rb") as f:
+            os.fsync(f.fileno())
+    sync_folder(place.staged)
+
+
+def _commit(place: Place, overwrite: bool) -> None:
+    if place.is_folder:
+        move_in(place.staged, place.path, overwrite=overwrite)
+        return
+    place.path.parent.mkdir(parents=True, exist_ok=True)
+    for path in place.finals:
+        if os.path.lexists(path) and not overwrite:
+            raise exists_error(path)
+    move_in(place.staged / place.receipt_name, place.receipt, overwrite=True)
+    for path in place.finals:
+        move_in(place.staged / path.name, path, overwrite=overwrite)

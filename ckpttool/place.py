@@ -1,0 +1,54 @@
+"""Where a conversion's files are made, and under which names they end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RECEIPT_NAME = "ckpttool.receipt.json"
+RECEIPT_SUFFIX = ".receipt.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A target folder, or GGUF files in a folder that may hold others.
+
+    All is made in `partial`; the commit renames `partial/files` to the folder, or each file to its name.
+    """
+
+    path: Path
+    is_folder: bool
+    names: tuple[str, ...]
+
+    @property
+    def partial(self) -> Path:
+        """The folder of the unfinished conversion, beside the target."""
+        return self.path.with_name(self.path.name + ".partial")
+
+    @property
+    def staged(self) -> Path:
+        """Where the files are made."""
+        return self.partial / "files"
+
+    @property
+    def receipt_name(self) -> str:
+        """The receipt's file name."""
+        return RECEIPT_NAME if self.is_folder else self.path.name + RECEIPT_SUFFIX
+
+    @property
+    def receipt(self) -> Path:
+        """Where the receipt ends."""
+        return (self.path if self.is_folder else self.path.parent) / self.receipt_name
+
+    @property
+    def finals(self) -> tuple[Path, ...]:
+        """What the commit puts in place, in its order: a split set's first shard, which makes it loadable, last."""
+        if self.is_folder:
+            return (self.path,)
+        return tuple(self.path.with_name(n) for n in reversed(self.names))
+
+
+def place(path: Path, is_folder: bool, names: Sequence[str]) -> Place:
+    """The place of a target; `path` is made absolute, so that a later change of directory does not matter."""
+    return Place(path.absolute(), is_folder, tuple(names))

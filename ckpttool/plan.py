@@ -1,0 +1,182 @@
+"""(Checkpoint, Target) -> Plan: every file, every byte's place and every step, before anything is read or written.
+
+The plan sees headers and side files only. Whatever is wrong is collected and raised together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ckpttool import __version__
+from ckpttool.archs import Arch, Dialect, arches
+from ckpttool.archs.general import default_name
+from ckpttool.checkpoint import Checkpoint, extents_of
+from ckpttool.checkpoint import digest as source_digest
+from ckpttool.choice import choose
+from ckpttool.codecs.formats import MXFP4
+from ckpttool.containers.layout import FileLayout
+from ckpttool.errors import InputError, UsageError, raise_all
+from ckpttool.layouts import Draft, drafts, gguf_files, gguf_order, placed, safetensors_files
+from ckpttool.place import Place, place
+from ckpttool.sidecars import Assumed, Sidecar, gguf_keys
+from ckpttool.sidecars import sidecars as make_sidecars
+from ckpttool.steps import Fidelity, Kind, Slab, Step, make_steps
+from ckpttool.target import Target
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do. The same source, options and version give the same `digest`."""
+
+    source: Checkpoint
+    target: Target
+    place: Place
+    files: tuple[FileLayout, ...]
+    sidecars: tuple[Sidecar, ...]
+    steps: tuple[Step, ...]
+    slabs: tuple[Slab, ...] = field(repr=False)
+    assumed: tuple[Assumed, ...]
+    notes: tuple[str, ...]
+    digest: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files to write."""
+        return sum(f.size for f in self.files) + sum(s.nbytes for s in self.sidecars)
+
+    @cached_property
+    def slab_nbytes(self) -> int:
+        """Memory that the largest slab needs."""
+        return max((self.steps[s.step].slab_nbytes(s) for s in self.slabs), default=0)
+
+    def written_nbytes(self, index: int) -> int:
+        """Bytes that slab number `index` writes."""
+        slab = self.slabs[index]
+        step = self.steps[slab.step]
+        return (slab.stop - slab.start) * len(step.parts) * sum(step.target.codec.row_nbytes(step.row_length))
+
+    def count(self) -> Mapping[tuple[Kind, Fidelity], int]:
+        """How many steps there are of each kind and fidelity."""
+        return Counter((s.kind, s.fidelity) for s in self.steps)
+
+
+def make_plan(source: Checkpoint, target: Target) -> Plan:
+    """Plan the conversion of `source` to `target`.
+
+    Raises:
+        InputError: what the source's headers and side files show to be wrong, all of it.
+        UsageError: options that do not fit this source; a lossy step under `--lossless`.
+    """
+    arch, dialect = _known(source)
+    raise_all(source.problems)
+    assert source.sizes is not None
+    out = arch.dialects[target.dialect]
+    claims = list(out.expand(source.sizes))
+    codecs, problems = choose(source, target, claims)
+    raise_all(problems)
+    drafted = drafts(claims, codecs, source.shapes, out)
+    made = _gguf(source, target, drafted) if target.to == "gguf" else _folder(source, target, drafted, out)
+    _refuse_nesting(source, made.place)
+    weights = placed(drafted, made.files)
+    steps = tuple(make_steps(source.shapes, source.extents, extents_of(weights, claims, source.shapes), target.recipe))
+    _refuse_lossy(target, steps)
+    slabs = tuple(slab for i, step in enumerate(steps) for slab in step.slabs(i))
+    notes = (*source.notes, *made.notes, *_hints(target, steps))
+    name = _digest(source, target, made, steps)
+    return Plan(source, target, made.place, made.files, made.sidecars, steps, slabs, made.assumed, notes, name)
+
+
+def _known(source: Checkpoint) -> tuple[Arch, Dialect]:
+    if source.arch is not None and source.dialect is not None and source.sizes is not None:
+        return source.arch, source.dialect
+    architecture = source.metadata.get("general.architecture")
+    declared = getattr(architecture, "value", None) or (source.config or {}).get("model_type")
+    for arch in arches():
+        if declared in arch.table["arch"].get("foreign", {}):
+            raise InputError(arch.table["arch"]["foreign"][declared], file=str(source.path), field=str(declared))
+    raise_all(source.problems)
+    if source.dialect is not None and source.sizes is None:
+        hint = "put it beside the weights, or give a folder that has it with --reference DIR"
+        raise InputError("config.json is missing, so shapes cannot be checked", file=str(source.path), hint=hint)
+    known = ", ".join(a.name for a in arches())
+    text = f"architecture {declared} is not known" if declared else "no known architecture has these tensor names"
+    raise InputError(text, file=str(source.path), hint=f"known: {known}; ckpttool inspect shows what is there")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a plan gets from its target's container."""
+
+    place: Place
+    files: tuple[FileLayout, ...]
+    sidecars: tuple[Sidecar, ...] = ()
+    assumed: tuple[Assumed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _folder(source: Checkpoint, target: Target, drafted: Sequence[Draft], dialect: Dialect) -> _Made:
+    assert target.max_shard_size is not None
+    files = safetensors_files(drafted, target.max_shard_size, dialect)
+    mxfp4 = any(d.codec.format == MXFP4 for d in drafted)
+    sides, assumed, notes = make_sidecars(source, target, files, mxfp4)
+    return _Made(place(target.path, True, [f.name for f in files]), files, tuple(sides), tuple(assumed), tuple(notes))
+
+
+def _gguf(source: Checkpoint, target: Target, drafted: Sequence[Draft]) -> _Made:
+    ordered = gguf_order(source, drafted)
+    metadata, assumed, notes = gguf_keys(source, target, ordered)
+    path = target.path if target.path.suffix == ".gguf" else target.path / default_name(metadata)
+    files = gguf_files(ordered, metadata, path.name, target.max_shard_size)
+    return _Made(place(path, False, [f.name for f in files]), files, (), tuple(assumed), tuple(notes))
+
+
+def _refuse_nesting(source: Checkpoint, target: Place) -> None:
+    """A target that is the source, or lies where the source's files are, or holds them."""
+    sources = {f.path.resolve() for f in source.files}
+    goal = target.path.resolve()
+    hint = "choose another TARGET"
+    if target.is_folder:
+        root = source.root.resolve()
+        if goal == root or goal in root.parents or any(goal in p.parents for p in sources):
+            raise UsageError("TARGET is SOURCE, or holds it", file=str(target.path), hint=hint)
+    elif sources & {p.resolve() for p in (*target.finals, target.path)}:
+        raise UsageError("TARGET is SOURCE", file=str(target.path), hint=hint)
+
+
+def _refuse_lossy(target: Target, steps: Sequence[Step]) -> None:
+    """`--lossless` against steps that lose values whatever the data; narrowing is judged by its data, as it runs."""
+    kinds = Counter(s.kind for s in steps if s.kind is Kind.quantize)
+    if target.lossless and kinds:
+        text = f"--lossless, but {kinds[Kind.quantize]} steps quantize"
+        raise UsageError(text, hint="leave out --lossless, or keep the experts' format with --experts keep")
+
+
+def _hints(target: Target, steps: Sequence[Step]) -> list[str]:
+    """What a BF16 GGUF of an MoE model would weigh with MXFP4 experts."""
+    experts = [s for s in steps if s.rows > s.expert_rows and s.row_length > 1]
+    if target.to != "gguf" or not experts or any(s.target.codec.format == MXFP4 for s in experts):
+        return []
+    if not all(s.source.codec.is_plain and s.row_length % MXFP4.block == 0 for s in experts):
+        return []
+    now = sum(s.target_nbytes for s in experts)
+    then = sum(s.elements * MXFP4.bits / 8 for s in experts)
+    return [f"the experts weigh {now / 1e9:.2f} GB; --experts mxfp4 makes them {then / 1e9:.2f} GB, with a loss"]
+
+
+def _digest(source: Checkpoint, target: Target, made: _Made, steps: Sequence[Step]) -> str:
+    """What a resumed run must share with the first: source, layout, steps, recipe and version."""
+    sha = hashlib.sha256()
+    for item in (__version__, source_digest(source.files), *(repr(f) for f in made.files), *made.assumed):
+        sha.update(f"{item}\n".encode())
+    for f in made.files:
+        sha.update(f.header)
+    for s in made.sidecars:
+        sha.update(f"{s.name} {s.nbytes}\n".encode())
+    for step in steps:
+        sha.update(f"{step.parts} {step.kind} {step.source.codec} {step.target.codec} {step.recipe}\n".encode())
+    sha.update(f"{target.lossless}".encode())
+    return sha.hexdigest()

@@ -1,0 +1,73 @@
+"""Reading back what was written, while later slabs are still being worked: compared with their CRCs, and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ckpttool.containers.layout import FileLayout
+from ckpttool.containers.source import LocalTarget
+from ckpttool.errors import LocalIOError
+
+CHUNK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """`nbytes` of a file that must have CRC-32 `crc`: known already, or once slab `slab` is done (its range `index`)."""
+
+    offset: int
+    nbytes: int
+    slab: int | None
+    index: int
+    crc: int | None
+
+
+def stretches(layout: FileLayout, ranges: Sequence[tuple[int, int, int, int]]) -> list[Stretch]:
+    """A file in order: header, ranges (offset, nbytes, slab, index) as slabs write them, zero padding between."""
+    out = [Stretch(0, len(layout.header), None, 0, zlib.crc32(layout.header))]
+    at = len(layout.header)
+    for offset, nbytes, slab, index in sorted(ranges):
+        if offset > at:
+            out.append(_padding(at, offset))
+        out.append(Stretch(offset, nbytes, slab, index, None))
+        at = offset + nbytes
+    if layout.size > at:
+        out.append(_padding(at, layout.size))
+    return out
+
+
+def _padding(start: int, stop: int) -> Stretch:
+    return Stretch(start, stop - start, None, 0, zlib.crc32(bytes(stop - start)))
+
+
+def read_back(
+    file: LocalTarget, found: Sequence[Stretch], crc_of: Callable[[int, int], int | None]
+) -> str | None:
+    """The sha256 of the file as the disk gives it back, or None where the run has failed meanwhile.
+
+    `crc_of(slab, index)` waits for the slab.
+
+    Raises:
+        LocalIOError: what comes back differs from what was written.
+    """
+    digest = hashlib.sha256()
+    buffer = np.empty(CHUNK, np.uint8)
+    for stretch in found:
+        expected = stretch.crc if stretch.slab is None else crc_of(stretch.slab, stretch.index)
+        if expected is None:
+            return None
+        crc = 0
+        for at in range(stretch.offset, stretch.offset + stretch.nbytes, CHUNK):
+            view = buffer[: min(CHUNK, stretch.offset + stretch.nbytes - at)]
+            file.readinto(at, view)
+            digest.update(view)
+            crc = zlib.crc32(view, crc)
+        if crc != expected:
+            text = "what was read back differs from what was written"
+            raise LocalIOError(text, file=file.name, offset=stretch.offset, hint="check the disk and the memory")
+    return digest.hexdigest()

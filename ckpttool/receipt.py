@@ -1,0 +1,154 @@
+"""The receipt of a conversion: what was read, how, what was written, and what came of each tensor's values."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ckpttool import __version__
+from ckpttool.crc import combine
+from ckpttool.journal import Entry
+from ckpttool.memory import peak_rss
+from ckpttool.plan import Plan
+from ckpttool.readback import Stretch
+from ckpttool.reports import Conversion, FileReceipt, TensorReceipt
+from ckpttool.sidecars import Written
+from ckpttool.steps import Fidelity, Kind, target_ranges
+
+
+@dataclass
+class Outcome:
+    """What a run knows at its end. `hashes` is None where nothing was read back."""
+
+    entries: Mapping[int, Entry]
+    checks: Mapping[str, Sequence[Stretch]]
+    hashes: Mapping[str, str] | None
+    sidecars: Mapping[str, Written]
+    resumed: int
+    workers: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def receipt(plan: Plan, outcome: Outcome) -> Conversion:
+    """The receipt. Its `run` differs from run to run; everything else follows from source and options."""
+    tensors = _tensors(plan, outcome)
+    files = [
+        FileReceipt(f.name, f.size, _hex(_file_crc(outcome, f.name)), (outcome.hashes or {}).get(f.name))
+        for f in plan.files
+    ]
+    files += [FileReceipt(n, w.nbytes, _hex(w.crc32), w.sha256) for n, w in sorted(outcome.sidecars.items())]
+    t = plan.target
+    recipes = {s.recipe for s in plan.steps if s.recipe}
+    assert plan.source.dialect is not None
+    return Conversion(
+        "conversion.v1",
+        {"name": "ckpttool", "version": __version__},
+        {
+            "path": str(plan.source.path),
+            "dialect": plan.source.dialect.name,
+            "files": [
+                {"name": f.name, "nbytes": f.size, "header_sha256": f.header_sha256} for f in plan.source.files
+            ],
+        },
+        {"path": str(t.path), "dialect": t.dialect},
+        {
+            "to": t.to,
+            "experts": t.experts,
+            "outtype": t.outtype if t.to == "gguf" else None,
+            "dtype": t.dtype if t.to in ("bf16", "mxfp4") else None,
+            "lossless": t.lossless,
+            "max_shard_size": t.max_shard_size,
+            "reference": str(t.reference) if t.reference else None,
+            "model_name": t.model_name,
+        },
+        asdict(recipes.pop()) if recipes else None,
+        tuple(files),
+        tuple(tensors),
+        _counted(x.fidelity for x in tensors),
+        tuple(asdict(a) for a in plan.assumed),
+        plan.notes,
+        outcome.hashes is not None,
+        _run(plan, outcome),
+        plan.digest,
+    )
+
+
+def _run(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
+        "nbytes": {
+            "read": sum(w.nbytes for w in plan.source.weights),
+            "written": plan.nbytes,
+            "read_back": sum(f.size for f in plan.files) if outcome.hashes is not None else 0,
+        },
+        "workers": outcome.workers,
+        "slabs": len(plan.slabs),
+        "slabs_resumed": outcome.resumed,
+        "peak_memory": peak_rss(),
+        "versions": _versions(),
+    }
+
+
+def _tensors(plan: Plan, outcome: Outcome) -> list[TensorReceipt]:
+    pieces: dict[str, list[tuple[int, int, int]]] = {}
+    step_of: dict[str, int] = {}
+    changed: Counter[str] = Counter()
+    for i, slab in enumerate(plan.slabs):
+        entry = outcome.entries[i]
+        ranges = target_ranges(plan.steps[slab.step], slab)
+        for at, crc in zip(ranges, entry.crcs, strict=True):
+            pieces.setdefault(at.tensor, []).append((at.offset, at.nbytes, crc))
+            step_of[at.tensor] = slab.step
+        for name in {at.tensor for at in ranges}:  # where one slab fills several tensors, its count stands for each
+            changed[name] += entry.changed
+    out = []
+    for f in plan.files:
+        for t in f.tensors:
+            step = plan.steps[step_of[t.name]]
+            fidelity = step.fidelity
+            if step.kind in (Kind.narrow, Kind.dequantize) and fidelity is Fidelity.lossy and not changed[t.name]:
+                fidelity = Fidelity.values
+            crc = _hex(_combined(sorted(pieces[t.name])))
+            out.append(
+                TensorReceipt(t.name, t.file, t.dtype, t.shape, t.offset, t.nbytes, crc, step.kind, fidelity,
+                              changed[t.name])  # fmt: skip
+            )
+    return out
+
+
+def _combined(pieces: Iterable[tuple[int, int, int]]) -> int:
+    crc = 0
+    for _, nbytes, piece in pieces:
+        crc = combine(crc, piece, nbytes)
+    return crc
+
+
+def _file_crc(outcome: Outcome, name: str) -> int:
+    crc = 0
+    for s in outcome.checks[name]:
+        piece = outcome.entries[s.slab].crcs[s.index] if s.slab is not None else s.crc or 0
+        crc = combine(crc, piece, s.nbytes)
+    return crc
+
+
+def _hex(crc: int) -> str:
+    return f"{crc:08x}"
+
+
+def _counted(items: Iterable[str]) -> dict[str, int]:
+    found = Counter(items)
+    return {str(f): found[f] for f in Fidelity}
+
+
+def _versions() -> dict[str, str]:
+    out = {"python": platform.python_version()}
+    for name in ("numpy", "numba", "gguf"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out

@@ -1,0 +1,195 @@
+"""The documents that commands give: frozen dataclasses, each with a schema in `schemas/`, and their JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StoredReport:
+    """A row of a file header; `offset` is absolute in `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """One weight: `shape` and `parameters` are logical, `part` is None where no architecture matches."""
+
+    name: str
+    part: str | None
+    format: str
+    packing: str
+    shape: tuple[int, ...]
+    parameters: int
+    nbytes: int
+    stored: tuple[StoredReport, ...]
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file of a checkpoint."""
+
+    name: str
+    nbytes: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint holds, by its headers. `parameters` counts two packed codes a byte and no scales."""
+
+    schema: str
+    source: str
+    arch: str | None
+    dialect: str | None
+    container: str
+    parameters: int
+    nbytes: int
+    bits_per_weight: float
+    files: tuple[FileReport, ...]
+    tensors: tuple[WeightReport, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file to write."""
+
+    name: str
+    nbytes: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """How many steps of one kind and fidelity, and the bytes they write."""
+
+    kind: str
+    fidelity: str
+    source_format: str
+    target_format: str
+    steps: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a conversion would do; `peak_memory` is in bytes, above that of the interpreter."""
+
+    schema: str
+    source: str
+    target: str
+    source_dialect: str
+    target_dialect: str
+    recipe: Mapping[str, Any] | None
+    files: tuple[PlannedFile, ...]
+    sidecars: tuple[PlannedFile, ...]
+    nbytes: int
+    steps: tuple[StepCount, ...]
+    fidelity: Mapping[str, int]
+    workers: int
+    slabs: int
+    peak_memory: int
+    assumed: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class TensorReceipt:
+    """A stored tensor that was written: its CRC-32 and what came of its values."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    crc32: str
+    kind: str
+    fidelity: str
+    changed: int
+
+
+@dataclass(frozen=True)
+class FileReceipt:
+    """A file that was written; `sha256` is None where the read-back was left out."""
+
+    name: str
+    nbytes: int
+    crc32: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The receipt of a finished conversion."""
+
+    schema: str
+    tool: Mapping[str, str]
+    source: Mapping[str, Any]
+    target: Mapping[str, Any]
+    options: Mapping[str, Any]
+    recipe: Mapping[str, Any] | None
+    files: tuple[FileReceipt, ...]
+    tensors: tuple[TensorReceipt, ...]
+    fidelity: Mapping[str, int]
+    assumed: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+    verified: bool
+    run: Mapping[str, Any]
+    plan: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether a finished conversion still is what its receipt says."""
+
+    schema: str
+    target: str
+    ok: bool
+    files: int
+    tensors: int
+    nbytes: int
+    findings: tuple[str, ...]
+
+
+Document = Inspection | PlanReport | Conversion | Verification
+
+
+def document(report: Document) -> dict[str, Any]:
+    """The report as plain JSON values, under its schema's id."""
+    out = asdict(report)
+    return {"schema": out.pop("schema"), **out}
+
+
+def dump(report: Document) -> str:
+    """The report as JSON text."""
+    return json.dumps(document(report), indent=1, ensure_ascii=False) + "\n"
+
+
+def error_document(error: BaseException) -> dict[str, Any]:
+    """`error.v1`: every problem with its place, its hint and the exit code."""
+    problems = getattr(error, "problems", (error,))
+    rows = [
+        {
+            "kind": getattr(e, "kind", "internal"),
+            "message": getattr(e, "message", f"{type(e).__name__}: {e}"),
+            "file": getattr(e, "file", None),
+            "field": getattr(e, "field", None),
+            "offset": getattr(e, "offset", None),
+            "hint": getattr(e, "hint", None),
+        }
+        for e in problems
+    ]
+    return {"schema": "error.v1", "exit_code": getattr(error, "exit_code", 70), "errors": rows}
