@@ -20,7 +20,7 @@ import safetensors.numpy
 import ckpttool.archs
 
 ARCH: dict[str, Any] = tomllib.loads((Path(ckpttool.archs.__file__).parent / "gpt_oss.toml").read_text("utf-8"))
-H, I, E, L, N, K, D, V = 64, 32, 2, 1, 2, 1, 32, 400
+H, I, E, L, N, K, D, V = 64, 32, 2, 1, 2, 1, 32, 400  # noqa: E741
 MERGES = ["Ġ t", "h e", "Ġ a", "i n", "Ġt he", "r e", "o n", '" "', "\\ n", "] ,", '" :', "Ġ Ġ"]
 SPECIAL = ["<|startoftext|>", "<|endoftext|>", "<|return|>", "<|call|>", "<|reserved_9|>"]
 Change = Callable[[dict[str, Any]], None]
@@ -132,7 +132,8 @@ def folder(
     for name, text in (files or {}).items():
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_bytes(text.encode())
-    safetensors.numpy.save_file(weights("quantization_config" in config, config["vocab_size"]), path / "model.safetensors")
+    tensors = weights("quantization_config" in config, config["vocab_size"])
+    safetensors.numpy.save_file(tensors, path / "model.safetensors")
     return path
 
 
@@ -143,7 +144,11 @@ def gguf_shapes(vocab: int = V) -> list[tuple[str, tuple[int, ...]]]:
     rows += [("output_norm.weight", (H,)), (blk + "attn_norm.weight", (H,)), (blk + "post_attention_norm.weight", (H,))]
     for name, out, columns in (("q", N * D, H), ("k", K * D, H), ("v", K * D, H), ("output", H, N * D)):
         rows += [(f"{blk}attn_{name}.weight", (out, columns)), (f"{blk}attn_{name}.bias", (out,))]
-    rows += [(blk + "attn_sinks.weight", (N,)), (blk + "ffn_gate_inp.weight", (E, H)), (blk + "ffn_gate_inp.bias", (E,))]
+    rows += [
+        (blk + "attn_sinks.weight", (N,)),
+        (blk + "ffn_gate_inp.weight", (E, H)),
+        (blk + "ffn_gate_inp.bias", (E,)),
+    ]
     for name, out, columns in (("gate", I, H), ("up", I, H), ("down", H, I)):
         rows += [(f"{blk}ffn_{name}_exps.weight", (E, out, columns)), (f"{blk}ffn_{name}_exps.bias", (E, out))]
     return rows

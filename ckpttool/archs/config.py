@@ -1,6 +1,6 @@
 """config.json: its two shapes read alike, its sizes checked, and what of it a conversion changes.
 
-transformers 4 writes `rope_scaling`, `rope_theta` and `torch_dtype`; transformers 5 writes `rope_parameters` and `dtype`.
+transformers 4 writes `rope_scaling`, `rope_theta`, `torch_dtype`; transformers 5 writes `rope_parameters`, `dtype`.
 Paths in the tables name rope's values `rope.factor`, whichever shape a file has.
 """
 
@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ckpttool.archs.json_files import decode, parse_object
+from ckpttool.archs.json_files import decode, dumps, parse_object
 from ckpttool.errors import CkptError, InputError, UsageError, raise_all
+from ckpttool.tensors import StoredTensor
 
 FILE = "config.json"
 MISSING: Any = object()
@@ -26,15 +27,12 @@ _STATE_IT = "state it as the model's own config.json does, or take that one with
 def get(config: Mapping[str, Any], path: str) -> Any:
     """The value at a table's path (`hidden_size`, `rope.factor`), MISSING where it is absent or null."""
     top, _, inner = path.partition(".")
-    if top == "rope" and inner:
-        value = rope(config).get(inner, MISSING)
-    else:
-        value = config.get(path, MISSING)
+    value = rope(config).get(inner, MISSING) if top == "rope" and inner else config.get(path, MISSING)
     return MISSING if value is None else value
 
 
 def rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rope's parameters with rope_theta among them; rope_scaling stands above rope_parameters, as in transformers."""
+    """The rope's parameters, rope_theta among them; rope_scaling stands above rope_parameters, as in transformers."""
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key)
         if isinstance(value, Mapping):
@@ -85,10 +83,10 @@ def sizes(arch: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
 def with_quantization(text: bytes, arch: Mapping[str, Any], experts: str | None, dtype: str) -> bytes:
     """The config.json of a target: every key of the source's but quantization_config and the dtype, in its order.
 
-    `experts`: "mxfp4" (quantization_config as published) or None (none); `dtype`: of the other weights, "bf16" or "f32".
-    A file in which nothing must change comes back byte for byte. What an MXFP4 file says of its dtype is corrected where
-    it says something else, and added only for f32: published ones say nothing, and readers then take BF16. A file
-    without quantization_config always gets a dtype: transformers 4 would load it as F32.
+    `experts`: "mxfp4" (quantization_config as published) or None (none); `dtype`: of the other weights, "bf16" or
+    "f32". A file in which nothing must change comes back byte for byte. What an MXFP4 file says of its dtype is
+    corrected where it says something else, and added only for f32: published ones say nothing, and readers then take
+    BF16. A file without quantization_config always gets a dtype: transformers 4 would load it as F32.
     """
     config = parse_object(decode(text, FILE), FILE)
     wanted = dict(config)
@@ -102,7 +100,7 @@ def with_quantization(text: bytes, arch: Mapping[str, Any], experts: str | None,
     wanted |= dict.fromkeys(named, _DTYPES[dtype])
     if wanted == config:
         return text
-    return _like(text, config, wanted)
+    return like(text, config, wanted)
 
 
 def _quantization(arch: Mapping[str, Any], config: Mapping[str, Any], experts: str) -> dict[str, Any]:
@@ -113,8 +111,8 @@ def _quantization(arch: Mapping[str, Any], config: Mapping[str, Any], experts: s
     return dict(published)
 
 
-def _like(text: bytes, config: Mapping[str, Any], wanted: dict[str, Any]) -> bytes:
-    """`wanted` in the style of `text`, its source: indent, end of file, ASCII or not, and new keys sorted in if it is."""
+def like(text: bytes, config: Mapping[str, Any], wanted: dict[str, Any]) -> bytes:
+    """`wanted` in the style of its source `text`: indent, end of file, ASCII or not; sorted where the source is."""
     keys = list(config)
     if keys == sorted(keys):
         wanted = dict(sorted(wanted.items()))
@@ -209,11 +207,8 @@ def hf_to_openai(arch: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         if value is None:
             problems.append(missing(config, row["config"], "original/config.json states it"))
         elif isinstance(value, bool) or not isinstance(value, int | float):
-            problems.append(
-                InputError(
-                    f"is {value!r}, which is no number", file=FILE, field=field(config, row["config"]), hint="correct it"
-                )
-            )
+            where = field(config, row["config"])
+            problems.append(InputError(f"is {value!r}, which is no number", file=FILE, field=where, hint="correct it"))
         else:
             out[row["key"]] = _number(value, row["type"])
     kind = get(config, "rope.rope_type")
@@ -230,10 +225,16 @@ def hf_to_openai(arch: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     return json.dumps(out).encode()
 
 
-def dtypes_json(arch: Mapping[str, Any], names: Iterable[str]) -> bytes:
-    """original/dtypes.json for tensors of these names, in their order, on one line as published."""
-    table = arch["openai"]["dtypes"]
-    return json.dumps({n: next(word for end, word in table.items() if n.endswith(end)) for n in names}).encode()
+def dtypes(arch: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> bytes:
+    """original/dtypes.json for these tensors, in their order, on one line as published: what U8 stands for."""
+    words = arch["openai"]["dtypes"]
+    rows = {t.name: next((word for end, word in words.items() if t.name.endswith(end)), t.dtype) for t in tensors}
+    return json.dumps(rows).encode()
+
+
+def render(config: Mapping[str, Any]) -> bytes:
+    """config.json as transformers writes it."""
+    return (dumps(config) + "\n").encode()
 
 
 def _number(value: float, kind: str) -> int | float:

@@ -107,7 +107,7 @@ def _model_card(files: Mapping[str, Source]) -> dict[str, Any]:
     """README.md's YAML front matter, as `Metadata.load_model_card` reads it."""
     if README not in files:
         return {}
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     lines = decode(read_bytes(files[README], README, README_LIMIT), README).splitlines()
     if not lines or lines[0] != "---":

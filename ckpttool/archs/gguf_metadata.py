@@ -41,7 +41,8 @@ def to_gguf(
     `config` is config.json; `files` are the companions by their name in the folder (tokenizer.json,
     tokenizer_config.json, special_tokens_map.json, chat_template.jinja, generation_config.json, README.md ...);
     `source_dir` gives the name of the model where nothing else does; `counts` are of the GGUF's tensors;
-    `file_type` is general.file_type. Raises InputError (several at once) for what config.json lacks or a GGUF cannot hold.
+    `file_type` is general.file_type. Raises InputError (several at once) for what config.json lacks or a GGUF cannot
+    hold.
     """
     problems: list[CkptError] = []
     out: Metadata = {}
@@ -59,9 +60,7 @@ def to_gguf(
         problems += getattr(e, "problems", (e,))
     raise_all(problems)
     name = arch["arch"]["gguf"]
-    out |= general.to_gguf(
-        name, config, files, model_name=model_name, source_dir=source_dir, counts=counts
-    )
+    out |= general.to_gguf(name, config, files, model_name=model_name, source_dir=source_dir, counts=counts)
     if general.GENERATION not in files:
         warnings.append(f"{general.GENERATION} is missing: the GGUF states no sampling defaults from it")
     return out | middle | words, warnings
@@ -89,9 +88,8 @@ def model_keys(arch: Mapping[str, Any], config: Mapping[str, Any], given: Mappin
         made = _scalar(row["type"], value)
         if made is None:
             where = configs.field(config, row["config"])
-            problems.append(
-                InputError(f"is {value!r}, which is no {row['type']}", file=configs.FILE, field=where, hint="correct it")
-            )
+            what = f"is {value!r}, which is no {row['type']}"
+            problems.append(InputError(what, file=configs.FILE, field=where, hint="correct it"))
         else:
             out[key] = made
     raise_all(_once(problems))

@@ -1,7 +1,8 @@
-"""JSON side files (config.json, tokenizer.json ...) as inert data: strict, within a budget, with a place in every error.
+"""Side files (config.json, tokenizer_config.json ...) as inert data: strict, within a budget, a place in every error.
 
-Stricter than `json`: UTF-8 only, no duplicate keys, no NaN or Infinity, no lone surrogates (they cannot be written back),
-no nesting beyond what the interpreter parses safely.
+Stricter than `json`: UTF-8 only, no duplicate keys, no NaN or Infinity, no lone surrogates (they cannot be written
+back), no nesting beyond what the interpreter parses safely. Unlike a container's header such a file may hold integers
+of any size: transformers writes 1000000000000000019884624838656 for a tokenizer without a limit.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ CONFIG_LIMIT = 16 * MIB
 TOKENIZER_LIMIT = 256 * MIB
 TEXT_LIMIT = 16 * MIB
 
+_REPAIR = "repair or replace the file"
 _SURROGATE = re.compile(r"\\u[dD][89abcdefABCDEF]")
 
 Source = Path | bytes
@@ -61,9 +63,7 @@ def decode(data: bytes, file: str, at: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise InputError(
-            "is not valid UTF-8", file=file, offset=at + e.start, hint="download the file again"
-        ) from None
+        raise InputError("is not valid UTF-8", file=file, offset=at + e.start, hint="download the file again") from None
 
 
 def read_object(source: Source, file: str, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
@@ -85,9 +85,9 @@ def parse(text: str, file: str) -> Any:
         value = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
     except json.JSONDecodeError as e:
         at = len(text[: e.pos].encode("utf-8", "surrogatepass"))
-        raise InputError(f"is not valid JSON: {e.msg}", file=file, offset=at, hint="repair or replace the file") from None
-    except _Refused as e:
-        raise InputError(e.message, file=file, field=e.field, hint="repair or replace the file") from None
+        raise InputError(f"is not valid JSON: {e.msg}", file=file, offset=at, hint=_REPAIR) from None
+    except _RefusedError as e:
+        raise InputError(e.message, file=file, field=e.field, hint=_REPAIR) from None
     except RecursionError:
         raise InputError("is nested too deeply", file=file, hint="no such file is; replace it") from None
     except ValueError as e:  # an integer of more than 4300 digits
@@ -97,7 +97,7 @@ def parse(text: str, file: str) -> Any:
     return value
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -107,26 +107,26 @@ class _Refused(Exception):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        raise _Refused("this key is given twice", Counter(k for k, _ in pairs).most_common(1)[0][0])
+        raise _RefusedError("this key is given twice", Counter(k for k, _ in pairs).most_common(1)[0][0])
     return out
 
 
 def _float(text: str) -> float:
     value = float(text)
     if not isfinite(value):
-        raise _Refused(f"holds {text[:24]}, which no float can hold")
+        raise _RefusedError(f"holds {text[:24]}, which no float can hold")
     return value
 
 
 def _constant(word: str) -> Any:
-    raise _Refused(f"holds {word}, which is not JSON")
+    raise _RefusedError(f"holds {word}, which is not JSON")
 
 
 def _refuse_surrogates(value: Any, file: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError("holds half of a surrogate pair", file=file, hint="repair or replace the file") from None
+        raise InputError("holds half of a surrogate pair", file=file, hint=_REPAIR) from None
 
 
 def dumps(value: Mapping[str, Any] | list[Any], *, sort_keys: bool = False, ensure_ascii: bool = True) -> str:

@@ -1,12 +1,11 @@
 """The tokenizer's files as the tokenizer key-values of a GGUF.
 
 What llama.cpp's converter learns from transformers' tokenizer and from its own `SpecialVocab` is read here from
-tokenizer.json and tokenizer_config.json themselves: tokens by id, their types, the merges, the special ids, the template.
+tokenizer.json and tokenizer_config.json themselves: tokens by id, their types, the merges, special ids, the template.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,7 @@ TEMPLATE_KEY = "tokenizer.chat_template"
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 _OWN = "use the model's own tokenizer.json, with --reference DIR if it lies elsewhere"
-_SAVE_AGAIN = "load the tokenizer with transformers' AutoTokenizer and save it again, so that tokenizer.json holds all tokens"
+_SAVE_AGAIN = "load and save it with transformers' AutoTokenizer, so that tokenizer.json holds all tokens"
 _SPECIAL_WORDS = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 _SPECIAL_ENDS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
 

@@ -1,8 +1,8 @@
 """tokenizer.json, read once and in runs, so that 28 MB of it cost little more than its tokens.
 
-`json.loads` of gpt-oss' tokenizer.json takes a quarter of a gigabyte: 446,189 merges are as many lists. Here the two large
-values, `model.vocab` and `model.merges`, are cut out and parsed a quarter megabyte at a time; the merges go straight into
-the form in which a GGUF stores them. Everything else in the file is parsed as one small JSON object.
+`json.loads` of gpt-oss' tokenizer.json takes a quarter of a gigabyte: 446,189 merges are as many lists. Here the two
+large values, `model.vocab` and `model.merges`, are cut out and parsed a quarter megabyte at a time; the merges go
+straight into the form in which a GGUF stores them. Everything else in the file is parsed as one small JSON object.
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ def read_tokenizer(source: Source, file: str = "tokenizer.json") -> TokenizerJso
     merges = bytearray()
     count = 0
     vocab_end = merges_end = 0
-    for pairs, vocab_end in _runs(data, vocab_at, _CUT_VOCAB, "{}", file):
-        before = len(vocab)
+    for pairs, end in _runs(data, vocab_at, _CUT_VOCAB, ("{", "}"), file):
+        before, vocab_end = len(vocab), end
         vocab.update(pairs)
         if len(vocab) != before + len(pairs):
             raise InputError("a token stands twice in it", file=file, field="model.vocab", hint="repair the file")
     strings = data[merges_at + 1 : merges_at + 64].lstrip()[:1] == b'"'
     cut = _CUT_STRINGS if strings else _CUT_PAIRS
-    for run, merges_end in _runs(data, merges_at, cut, "[]", file):
+    for run, end in _runs(data, merges_at, cut, ("[", "]"), file):
+        merges_end = end
         _append_merges(merges, run, strings, file)
         count += len(run)
     _check_ids(vocab, file)
@@ -85,7 +86,9 @@ def _spans(data: bytes, file: str) -> tuple[int, int]:
     return vocab.end(), merges.end()
 
 
-def _runs(data: bytes, at: int, cut: re.Pattern[bytes], brackets: str, file: str) -> Iterator[tuple[list[Any], int]]:
+def _runs(
+    data: bytes, at: int, cut: re.Pattern[bytes], brackets: tuple[str, str], file: str
+) -> Iterator[tuple[list[Any], int]]:
     """The elements of the JSON container that starts at `at`, a run at a time, with the offset behind each run.
 
     A run ends where `cut` matches. Inside a string it may match too, but then the run is cut in a string and does not
