@@ -9,13 +9,14 @@ from ckpttool.checkpoint import open_checkpoint
 from ckpttool.codecs.formats import Recipe
 from ckpttool.containers.shards import parse_size
 from ckpttool.errors import UsageError
-from ckpttool.execute import execute
+from ckpttool.execute import Limits, execute
 from ckpttool.plan import Plan, make_plan
+from ckpttool.preview import preview
 from ckpttool.reports import Conversion
 from ckpttool.target import MAX_MEMORY, target
 from ckpttool.verifier import verify
 
-__all__ = ["convert", "execute", "plan", "verify"]
+__all__ = ["convert", "execute", "limit", "plan", "preview", "verify"]
 
 Size = int | str
 """Bytes, or text such as "512MB", "5GB", "1GiB"."""
@@ -84,24 +85,22 @@ def convert(
         LocalIOError: TARGET exists, the disk is full, another conversion writes there.
         LimitError: `max_memory` is too small for one slab.
     """
-    check_device(device)
+    limits = limit(device=device, workers=workers, max_memory=max_memory)
     made = plan(source, target_path, **options)  # type: ignore[arg-type]
-    return execute(
-        made,
-        workers=workers,
-        max_memory=_bytes(max_memory, "max_memory") or MAX_MEMORY,
-        overwrite=overwrite,
-        verify=verify,
-        progress=progress,
-    )
+    return execute(made, limits, overwrite=overwrite, verify=verify, progress=progress)
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that this version cannot use.
+def limit(*, device: str = "auto", workers: int | None = None, max_memory: Size = MAX_MEMORY) -> Limits:
+    """What a conversion may use of this machine.
 
     Raises:
-        UsageError: anything but auto and cpu.
+        UsageError: a device that this version cannot use, no sensible size.
     """
+    _check_device(device)
+    return Limits(workers, _bytes(max_memory, "max_memory") or MAX_MEMORY)
+
+
+def _check_device(device: str) -> None:
     if device in ("auto", "cpu"):
         return
     if device == "cuda" or device.startswith("cuda:"):

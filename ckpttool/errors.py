@@ -12,16 +12,16 @@ from collections.abc import Sequence
 NAME_LIMIT = 120
 
 
-def shown(name: str) -> str:
-    """`name` as it may be printed: control, bidi and surrogate characters as \\u{…}, cut at 120 characters.
+def shown(name: str, limit: int = NAME_LIMIT) -> str:
+    """`name` as it may be printed: control, bidi and surrogate characters as \\u{…}, cut at `limit` characters.
 
     Names come from files, so they may hold terminal escapes.
     """
     out = "".join(
         f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
-        for c in name[:NAME_LIMIT]
+        for c in name[:limit]
     )
-    return out if len(name) <= NAME_LIMIT else f"{out}… ({len(name)} characters)"
+    return out if len(name) <= limit else f"{out}… ({len(name)} characters)"
 
 
 class CkptError(Exception):

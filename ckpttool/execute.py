@@ -39,11 +39,18 @@ RESERVE = 24_000_000
 """Memory kept beside the slabs: the read-back's buffer, threads, the journal."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a conversion may use: threads (None: as many as there are cores), and memory in bytes."""
+
+    workers: int | None
+    max_memory: int
+
+
 def execute(
     plan: Plan,
+    limits: Limits,
     *,
-    workers: int | None = None,
-    max_memory: int,
     overwrite: bool = False,
     verify: bool = True,
     progress: Progress = lambda nbytes: None,
@@ -53,15 +60,16 @@ def execute(
     Raises:
         InputError: a value in the source that the target cannot hold; TARGET is as it was.
         LocalIOError: TARGET exists, the disk is full, another run works on it, what was read back differs.
-        LimitError: not even one slab fits into `max_memory`, in bytes.
+        LimitError: not even one slab fits into the memory allowed.
     """
-    count = worker_count(plan, workers, max_memory)
+    begun = perf_counter()
+    count = worker_count(plan, limits)
     check_target(plan, overwrite)
     place = plan.place
     with _locked(place):
         try:
             done = _resumed(plan)
-            conversion = _convert(plan, done, count, verify, progress)
+            conversion = _convert(plan, done, count, verify, progress, begun)
         except (InputError, CheckFailed):
             shutil.rmtree(place.partial)  # the same source and options would fail the same way again
             raise
@@ -70,17 +78,17 @@ def execute(
     return conversion
 
 
-def worker_count(plan: Plan, workers: int | None, max_memory: int) -> int:
+def worker_count(plan: Plan, limits: Limits) -> int:
     """How many threads may work at once: as many as asked for (or as there are cores), as memory allows.
 
     Raises:
         LimitError: not even one slab fits.
     """
-    fits = (max_memory - RESERVE) // max(1, plan.slab_nbytes)
+    fits = (limits.max_memory - RESERVE) // max(1, plan.slab_nbytes)
     if fits < 1:
         need = -(-(plan.slab_nbytes + RESERVE) // 1_000_000)
         raise LimitError(f"the largest slab needs {need} MB", hint=f"give --max-memory {need}MB or more")
-    return max(1, min(workers or os.cpu_count() or 1, fits, len(plan.slabs)))
+    return max(1, min(limits.workers or os.cpu_count() or 1, fits, len(plan.slabs)))
 
 
 def check_target(plan: Plan, overwrite: bool) -> None:
@@ -232,9 +240,10 @@ class _Run:
         return body
 
 
-def _convert(plan: Plan, done: dict[int, Entry], count: int, verify: bool, progress: Progress) -> Conversion:
-    """Make all files in the partial folder, receipt included."""
-    begun = perf_counter()
+def _convert(
+    plan: Plan, done: dict[int, Entry], count: int, verify: bool, progress: Progress, begun: float
+) -> Conversion:
+    """Make all files in the partial folder, receipt included; `begun` is when the run did."""
     place = plan.place
     journal = Journal(place.partial / "journal", plan.digest, list(done.values()))
     resumed = len(done)
@@ -256,10 +265,18 @@ def _convert(plan: Plan, done: dict[int, Entry], count: int, verify: bool, progr
         worked = perf_counter()
         sidecars = {s.name: write_sidecar(s, place.staged) for s in plan.sidecars}
         outcome = Outcome(run.done, checks, hashes if verify else None, sidecars, resumed, count)
-        outcome.seconds = {"prepare": prepared - begun, "slabs": worked - prepared, **_summed(workers)}
-        conversion = receipt(plan, outcome)
-        (place.staged / place.receipt_name).write_text(dump(conversion), "utf-8")
         _sync(place, targets.values())
+        ended = perf_counter()
+        outcome.seconds = {
+            "total": ended - begun,
+            "prepare": prepared - begun,
+            "slabs": worked - prepared,
+            "finish": ended - worked,
+            **{f"threads_{name}": seconds for name, seconds in _summed(workers).items()},
+        }
+        conversion = receipt(plan, outcome)
+        _write_durably(place.staged / place.receipt_name, dump(conversion))
+        sync_folder(place.staged)
     return conversion
 
 
@@ -326,7 +343,13 @@ def _sync(place: Place, targets: Iterable[LocalTarget]) -> None:
     for path in place.staged.iterdir():
         with path.open("rb") as f:
             os.fsync(f.fileno())
-    sync_folder(place.staged)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
 
 
 def _commit(place: Place, overwrite: bool) -> None:

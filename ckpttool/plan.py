@@ -48,6 +48,11 @@ class Plan:
         """Bytes of all files to write."""
         return sum(f.size for f in self.files) + sum(s.nbytes for s in self.sidecars)
 
+    @property
+    def tensor_nbytes(self) -> int:
+        """Bytes of all tensors to write."""
+        return sum(t.nbytes for f in self.files for t in f.tensors)
+
     @cached_property
     def slab_nbytes(self) -> int:
         """Memory that the largest slab needs."""

@@ -1,0 +1,176 @@
+"""The command line: strings -> one API call -> render. No logic lives here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from ckpttool import __version__
+from ckpttool.target import LEGAL
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+RECIPES = "best, ocp, even, rceil, transformers, modelopt, llama.cpp"
+EXITS = "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 local I/O, 5 network, 6 a limit, 70 internal error."
+
+
+def _legal_table() -> str:
+    width = max(len(" ".join(row["experts"])) for row in LEGAL.values())
+    lines = [f"{'--to':8}{'--experts':{width + 2}}{'--outtype':40}--dtype"]
+    for to, row in LEGAL.items():
+        experts, outtype, dtype = (" ".join(row[k]) or "-" for k in ("experts", "outtype", "dtype"))
+        lines.append(f"{to:8}{experts:{width + 2}}{outtype:40}{dtype}")
+    return "\n".join(lines)
+
+
+CONVERT_EPILOG = f"""\b
+Legal combinations (the first of each is the default for bf16's and mxfp4's experts: auto):
+{_legal_table()}
+--outtype mxfp4_moe goes with --experts auto, keep or mxfp4.
+
+\b
+Examples:
+  ckpttool convert gpt-oss-20b gpt-oss-20b-bf16 --to bf16        MXFP4 to BF16, every value exact
+  ckpttool convert my-finetune my-finetune-mxfp4 --to mxfp4      BF16 back to MXFP4
+  ckpttool convert gpt-oss-20b gpt-oss-20b.gguf                  for llama.cpp, byte for byte as its converter
+  ckpttool convert gpt-oss-20b.gguf gpt-oss-20b --to mxfp4       and back, for transformers and vLLM
+  ckpttool convert my-finetune x.gguf --experts mxfp4 --dry-run  what it would take
+
+{EXITS}"""
+
+
+def _shared(command: F) -> F:
+    """The options of every command."""
+    command = click.option("--debug", is_flag=True, help="Show the traceback of an error.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, errors included.")(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EXITS)
+@click.version_option(__version__, prog_name="ckpttool")
+def cli() -> None:
+    """Convert, inspect and verify open-weight mixture-of-experts checkpoints.
+
+    BF16 and MXFP4 safetensors, OpenAI's original layout and GGUF, in every direction, in bounded memory.
+    """
+
+
+@cli.command(epilog=CONVERT_EPILOG)
+@click.argument("source")
+@click.argument("target")
+@click.option("--to", metavar="{bf16,mxfp4,openai,gguf}", help="What to write; x.gguf as TARGET says gguf.")
+@click.option("--experts", metavar="{auto,keep,mxfp4,bf16,f16,f32,q8_0}",
+              help="The experts' format. auto: what --to says; for gguf MXFP4 is repacked, the rest follows --outtype.")
+@click.option("--outtype", metavar="{auto,bf16,f16,f32,q8_0,mxfp4_moe}",
+              help="GGUF: as llama.cpp's converter means it; mxfp4_moe: experts MXFP4, the rest Q8_0.")
+@click.option("--dtype", metavar="{bf16,f32}", help="HF targets: the weights that are no experts. Default bf16.")
+@click.option("--recipe", default="best", show_default=True, help=f"How MXFP4 is made: {RECIPES}.")
+@click.option("--scale-rule", metavar="{floor,even,rceil,best}", help="Replace the recipe's scale rule.")
+@click.option("--ties", metavar="{even,away,zero}", help="Replace the recipe's tie rule.")
+@click.option("--lossless", is_flag=True, help="Stop rather than lose a value.")
+@click.option("--device", default="auto", show_default=True, metavar="{auto,cpu,cuda,cuda:N}",
+              help="Where to compute; this version: cpu.")
+@click.option("--workers", type=click.IntRange(1), help="Threads. Default: one for each core.")
+@click.option("--max-memory", default="512MB", show_default=True, metavar="SIZE", help="Memory to work in.")
+@click.option("--max-shard-size", metavar="SIZE", help="Default: 5GB for safetensors; a GGUF is one file.")
+@click.option("--reference", metavar="DIR", help="Take missing config, tokenizer, template, licence from DIR.")
+@click.option("--model-name", metavar="NAME", help="GGUF: general.name and the names derived from it.")
+@click.option("--dry-run", is_flag=True, help="Print the exact plan and write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace TARGET once the new one is complete.")
+@click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
+@_shared
+def convert(source: str, target: str, workers: int | None, max_memory: str, device: str, dry_run: bool,
+            overwrite: bool, no_verify: bool, as_json: bool, debug: bool, **options: Any) -> None:
+    """Convert the checkpoint SOURCE to TARGET.
+
+    SOURCE is a Hugging Face folder, OpenAI's original/ folder, a .safetensors file or a GGUF; TARGET a folder or x.gguf.
+    A conversion that was interrupted goes on when the same command is given again.
+    """
+    from ckpttool import api, render
+
+    limits = api.limit(device=device, workers=workers, max_memory=max_memory)
+    plan = api.plan(source, target, **options)
+    if dry_run:
+        render.show_plan(api.preview(plan, limits, overwrite=overwrite), as_json)
+        return
+    with render.progress(plan.tensor_nbytes, "converting", quiet=as_json) as advance:
+        report = api.execute(plan, limits, overwrite=overwrite, verify=not no_verify, progress=advance)
+    render.show_conversion(report, str(plan.place.receipt), as_json)
+
+
+@cli.command(epilog=EXITS)
+@click.argument("source")
+@_shared
+def inspect(source: str, as_json: bool, debug: bool) -> None:
+    """Show what the checkpoint SOURCE holds: format, packing and shape of every weight, and the totals."""
+    from ckpttool import inspector, render
+
+    render.show_inspection(inspector.inspect(source), as_json)
+
+
+@cli.command(epilog=EXITS)
+@click.argument("target")
+@_shared
+def verify(target: str, as_json: bool, debug: bool) -> None:
+    """Hold a finished conversion TARGET against its receipt: sha256 of every file, CRC-32 of every tensor."""
+    from ckpttool import render, verifier
+
+    with render.progress(verifier.receipt_nbytes(target), "verifying", quiet=as_json) as advance:
+        report = verifier.verify(target, progress=advance)
+    render.show_verification(report, as_json)
+    if not report.ok:
+        sys.exit(1)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def main() -> NoReturn:
+    """Run the command line; every way out has its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    argv = sys.argv[1:]
+    as_json, debug = "--json" in argv, "--debug" in argv
+    try:
+        cli.main(argv, prog_name="ckpttool", standalone_mode=False)
+        sys.stdout.flush()
+        code = 0
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 70
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except BaseException as e:
+        code = _reported(e, as_json, debug)
+    sys.exit(code)
+
+
+def _reported(error: BaseException, as_json: bool, debug: bool) -> int:
+    from ckpttool import render
+    from ckpttool.errors import CkptError, LimitError, LocalIOError, UsageError
+
+    if debug:
+        traceback.print_exception(error)
+    known: BaseException = error
+    if isinstance(error, click.ClickException):
+        known = UsageError(error.format_message(), hint="ckpttool COMMAND --help shows what there is")
+    elif isinstance(error, KeyboardInterrupt | click.Abort | Terminated):
+        code = 143 if isinstance(error, Terminated) else 130
+        render.show_interrupted(code, as_json)
+        return code
+    elif isinstance(error, MemoryError):
+        known = LimitError("out of memory", hint="give a smaller --max-memory, or fewer --workers")
+    elif isinstance(error, OSError):
+        known = LocalIOError(error.strerror or str(error), file=error.filename and str(error.filename))
+    render.show_error(known, as_json)
+    return known.exit_code if isinstance(known, CkptError) else 70

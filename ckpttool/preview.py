@@ -1,0 +1,51 @@
+"""A plan as a document: what a dry run shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+from ckpttool.execute import RESERVE, Limits, check_target, worker_count
+from ckpttool.plan import Plan
+from ckpttool.reports import PlannedFile, PlanReport, StepCount
+from ckpttool.steps import Fidelity
+
+
+def preview(plan: Plan, limits: Limits, *, overwrite: bool = False) -> PlanReport:
+    """What executing `plan` within `limits` would write, do and need; whatever would stop it at its start is raised.
+
+    Raises:
+        LocalIOError: TARGET exists, too little disk.
+        LimitError: too little memory.
+    """
+    workers = worker_count(plan, limits)
+    check_target(plan, overwrite)
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    nbytes: Counter[tuple[str, str, str, str]] = Counter()
+    fidelity: Counter[str] = Counter()
+    for step in plan.steps:
+        key = (step.kind, step.fidelity, step.source.codec.name, step.target.codec.name)
+        counts[key] += 1
+        nbytes[key] += step.target_nbytes
+        fidelity[step.fidelity] += 1
+    recipe = next((s.recipe for s in plan.steps if s.recipe), None)
+    assert plan.source.dialect is not None
+    return PlanReport(
+        "plan.v1",
+        str(plan.source.path),
+        str(plan.place.path),
+        plan.source.dialect.name,
+        plan.target.dialect,
+        asdict(recipe) if recipe else None,
+        tuple(PlannedFile(f.name, f.size, len(f.tensors)) for f in plan.files),
+        tuple(PlannedFile(s.name, s.nbytes, 0) for s in plan.sidecars),
+        plan.nbytes,
+        tuple(StepCount(*key, n, nbytes[key]) for key, n in sorted(counts.items())),
+        {str(f): fidelity[f] for f in Fidelity},
+        workers,
+        len(plan.slabs),
+        workers * plan.slab_nbytes + RESERVE,
+        tuple(asdict(a) for a in plan.assumed),
+        plan.notes,
+        plan.digest,
+    )

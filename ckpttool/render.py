@@ -1,0 +1,232 @@
+"""Reports as text for a terminal, or as JSON; and the progress bar. Numbers are in the unit that people think in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from ckpttool.errors import CkptError, Problems, shown
+from ckpttool.reports import (
+    Conversion,
+    Inspection,
+    PlanReport,
+    Verification,
+    dump,
+    error_document,
+)
+
+LINE_SECONDS = 30
+MOST_PROBLEMS = 20
+
+
+def size(nbytes: float) -> str:
+    """Bytes in decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 999.5:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:,.4g} TB"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Print a table without a frame; on a pipe its lines are as long as they need to be."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+    out = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        out.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        out.add_row(*(Text(shown(cell)) for cell in row))
+    console.print(out)
+
+
+def _say(text: str = "") -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        _say(f"note: {note}")
+
+
+def show_inspection(report: Inspection, as_json: bool) -> None:
+    """One line a weight, then totals, then what is wrong."""
+    if as_json:
+        sys.stdout.write(dump(report))
+        return
+    columns = ("name", "part", "format", "packing", "shape", "bytes")
+    rows = (
+        (t.name, t.part or "-", t.format, t.packing, " x ".join(map(str, t.shape)) or "scalar", f"{t.nbytes:,}")
+        for t in report.tensors
+    )
+    _table(columns, rows, right=("bytes",))
+    _say()
+    what = f"{report.arch or 'unknown architecture'}, {report.dialect or 'unknown dialect'}, {report.container}"
+    files = f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}"
+    _say(f"{shown(report.source)}: {what}, {files}")
+    _say(
+        f"{len(report.tensors):,} weights, {report.parameters:,} parameters, {report.nbytes:,} bytes "
+        f"({size(report.nbytes)}), {report.bits_per_weight:.2f} bits per weight"
+    )
+    shares = Counter[str]()
+    for t in report.tensors:
+        shares[t.format] += t.parameters
+    total = max(1, report.parameters)
+    _say(", ".join(f"{name} {100 * n / total:.1f} %" for name, n in shares.most_common()))
+    _notes(report.notes)
+    for problem in report.problems[:MOST_PROBLEMS]:
+        _say(f"problem: {problem}")
+    _more(len(report.problems))
+
+
+def _more(count: int) -> None:
+    if count > MOST_PROBLEMS:
+        _say(f"and {count - MOST_PROBLEMS} more problems (--json lists them all)")
+
+
+def show_plan(report: PlanReport, as_json: bool) -> None:
+    """What a conversion would do."""
+    if as_json:
+        sys.stdout.write(dump(report))
+        return
+    _say(f"{shown(report.source)} ({report.source_dialect}) -> {shown(report.target)} ({report.target_dialect})")
+    _say()
+    files = [(f.name, f"{f.tensors:,}", f"{f.nbytes:,}") for f in report.files]
+    files += [(f.name, "", f"{f.nbytes:,}") for f in report.sidecars]
+    _table(("file", "tensors", "bytes"), [*files, ("all", "", f"{report.nbytes:,}")], right=("tensors", "bytes"))
+    _say()
+    steps = [
+        (s.kind, f"{s.source_format} -> {s.target_format}", s.fidelity, f"{s.steps:,}", f"{s.nbytes:,}")
+        for s in report.steps
+    ]
+    _table(("step", "formats", "fidelity", "steps", "bytes"), steps, right=("steps", "bytes"))
+    _say()
+    if report.recipe:
+        r = report.recipe
+        _say(f"MXFP4 by recipe {r['name']}: scale rule {r['scale']}, ties {r['ties']}")
+    _say(f"memory: up to {size(report.peak_memory)} with {report.workers} threads, {report.slabs:,} slabs")
+    _assumed(report.assumed)
+    _notes(report.notes)
+    _say(f"writes {size(report.nbytes)}; nothing written yet")
+
+
+def _assumed(assumed: Sequence[Any]) -> None:
+    if assumed:
+        _say("assumed, because the source does not say (--reference DIR replaces assumption by fact):")
+        for row in assumed:
+            value = json.dumps(row["value"], ensure_ascii=False)
+            _say(f"  {row['file']}: {row['key']} = {value if len(value) <= 80 else value[:79] + '…'}")
+
+
+def show_conversion(report: Conversion, receipt: str, as_json: bool) -> None:
+    """The summary of a finished conversion."""
+    if as_json:
+        sys.stdout.write(dump(report))
+        return
+    run = report.run
+    wall = run["seconds"]["total"]
+    nbytes = run["nbytes"]
+    _say(
+        f"read {size(nbytes['read'])}, wrote {size(nbytes['written'])} in {len(report.files)} files, {wall:.1f} s "
+        f"({size(nbytes['written'] / wall)}/s) with {run['workers']} threads"
+    )
+    if run["slabs_resumed"]:
+        _say(f"went on from an interrupted run: {run['slabs_resumed']:,} of {run['slabs']:,} slabs were done")
+    _say("fidelity: " + ", ".join(f"{n:,} tensors {name}" for name, n in report.fidelity.items() if n))
+    changed = [t for t in report.tensors if t.changed]
+    for t in changed[:MOST_PROBLEMS]:
+        _say(f"  {t.name}: {t.changed:,} values changed")
+    if report.recipe:
+        r = report.recipe
+        _say(f"MXFP4 by recipe {r['name']}: scale rule {r['scale']}, ties {r['ties']}")
+    if report.assumed:
+        _say(f"assumed {len(report.assumed)} values that the source does not carry; the receipt lists them")
+    _notes(report.notes)
+    _say(f"read back and compared: {'yes' if report.verified else 'no (--no-verify)'}")
+    _say(f"receipt: {shown(receipt)}")
+
+
+def show_verification(report: Verification, as_json: bool) -> None:
+    """Whether a finished conversion still is what its receipt says."""
+    if as_json:
+        sys.stdout.write(dump(report))
+        return
+    for finding in report.findings:
+        _say(shown(finding, limit=1000))
+    state = "as the receipt says" if report.ok else f"{len(report.findings)} findings"
+    _say(f"{shown(report.target)}: {report.files} files, {report.tensors:,} tensors, {size(report.nbytes)}: {state}")
+
+
+def show_error(error: BaseException, as_json: bool) -> None:
+    """One line for each problem, on stderr; with `as_json` a document, on stdout."""
+    if as_json:
+        json.dump(error_document(error), sys.stdout, indent=1, ensure_ascii=False)
+        sys.stdout.write("\n")
+        return
+    problems = error.problems if isinstance(error, Problems) else (error,)
+    for problem in problems[:MOST_PROBLEMS]:
+        text = str(problem) if isinstance(problem, CkptError) else f"{type(problem).__name__}: {problem}; {_REPORT}"
+        sys.stderr.write(f"error: {text}\n")
+    if len(problems) > MOST_PROBLEMS:
+        sys.stderr.write(f"error: and {len(problems) - MOST_PROBLEMS} more problems (--json lists them all)\n")
+
+
+_REPORT = "this is a bug: please report it with the output of --debug"
+
+
+def show_interrupted(code: int, as_json: bool) -> None:
+    """Say that nothing is lost."""
+    text = "interrupted; the same command goes on where this one stopped"
+    if as_json:
+        row = {"kind": "interrupted", "message": text, "file": None, "field": None, "offset": None, "hint": None}
+        sys.stdout.write(json.dumps({"schema": "error.v1", "exit_code": code, "errors": [row]}) + "\n")
+    else:
+        sys.stderr.write(f"\n{text}\n")
+
+
+@contextlib.contextmanager
+def progress(total: int, verb: str, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar in bytes on stderr; without a terminal a plain line every 30 seconds; nothing where `quiet`."""
+    if quiet:
+        yield lambda nbytes: None
+        return
+    if not sys.stderr.isatty():
+        yield _PlainProgress(total, verb).advance
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=verb, unit="B", unit_scale=True, dynamic_ncols=True, mininterval=0.2) as bar:
+        yield bar.update
+
+
+class _PlainProgress:
+    """For logs: done, rate and time left, twice a minute."""
+
+    def __init__(self, total: int, verb: str) -> None:
+        self._total, self._verb, self._done = total, verb, 0
+        self._lock = threading.Lock()
+        self._begun = self._said = time.monotonic()
+
+    def advance(self, nbytes: int) -> None:
+        """Count, and say so when it is time."""
+        with self._lock:
+            self._done += nbytes
+            now = time.monotonic()
+            if now - self._said < LINE_SECONDS:
+                return
+            self._said = now
+            rate = self._done / (now - self._begun)
+            left = (self._total - self._done) / rate if rate else 0.0
+            sys.stderr.write(
+                f"{self._verb}: {size(self._done)} of {size(self._total)} ({100 * self._done / self._total:.0f} %), "
+                f"{size(rate)}/s, {left / 60:.1f} min left\n"
+            )
