@@ -58,6 +58,7 @@ def _kernels() -> ModuleType:
     with _lock:
         if _module is None:
             try:
+                importlib.import_module("numba")
                 _module = importlib.import_module("ckpttool.codecs.cpu_kernels")
             except ImportError as error:
                 logging.getLogger("ckpttool").warning("no numba (%s): the codecs run slowly, on numpy", error)

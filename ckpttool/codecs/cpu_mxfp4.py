@@ -1,0 +1,260 @@
+"""MXFP4 blocks and tiles as lane operations: what the kernels' inner loops do.
+
+BF16 and F32 differ only in the width of the mantissa, so each operation is written once for the `unit` (uint16 or
+uint32 lanes) whose bits it gets. Rounding works on those bits: for a scale byte s, d = |x| - (s << mantissa) orders
+magnitudes relative to the scale as signed integers, and the code is the number of thresholds that d reaches. This holds
+for 3 <= s <= 252, where nothing is subnormal and nothing overflows; kernels send all other blocks to `cpu_exact`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils as _cgutils
+
+from ckpttool.codecs.cpu_lanes import (
+    VECTOR_BITS,
+    Builder,
+    Lanes,
+    Value,
+    constant,
+    element,
+    lane_op,
+    load,
+    mantissa_bits,
+    offset,
+    splat,
+    store,
+    transposed,
+)
+
+I64 = ir.IntType(64)
+cgutils: Any = _cgutils
+
+
+def _thresholds(b: Builder, thresholds: Value, bits: int, n: int) -> list[Lanes]:
+    return [splat(b, b.extract_value(thresholds, k), bits, n) for k in range(7)]
+
+
+def _magnitude(x: Lanes) -> Lanes:
+    return x & ((1 << (x.bits - 1)) - 1)
+
+
+def _codes(d: Lanes, thresholds: list[Lanes]) -> Lanes:
+    """0..7: how many thresholds `d` reaches."""
+    code = constant(d.b, 0, d.bits, d.n)
+    for t in thresholds:
+        code = code - (d >= t).resize(d.bits, signed=True)
+    return code
+
+
+def _signed_codes(x: Lanes, shift: Lanes, thresholds: list[Lanes], dropped: Lanes) -> Lanes:
+    """Codes 0..15 of numbers `x` at scales `shift` (shifted to the exponent); the code `dropped` becomes 0."""
+    code = _codes(_magnitude(x) - shift, thresholds) | ((x >> (x.bits - 4)) & 8)
+    return constant(x.b, 0, x.bits, x.n).where(code.equals(dropped), code)
+
+
+def _gain(x: Lanes, shift: Lanes, thresholds: list[Lanes]) -> Lanes:
+    """(q1-q0)(2m-q0-q1) of each number, in units that make it whole: what scale+1 saves in squared error.
+
+    m counts 2^-(mantissa+2) of the scale, q halves. Below a quarter both q are 0, so m may be anything there.
+    At most 4 in the scale's units, so that four BF16 terms fit 16 bits and four F32 terms 32.
+    """
+    mantissa = mantissa_bits(x.bits)
+    one = 1 << mantissa
+    d = _magnitude(x) - shift
+    q0 = _halves(_codes(d, thresholds))
+    q1 = _halves(_codes(d - one, thresholds)) << 1
+    above_quarter = (d + 2 * one).where(d >= -2 * one, 0)
+    m = ((above_quarter & (one - 1)) | one) << ((above_quarter >> mantissa) & 7)
+    return (q1 - q0) * ((m << 1) - ((q0 + q1) << (mantissa + 1)))
+
+
+def _halves(code: Lanes) -> Lanes:
+    """0, 1, 2, 3, 4, 6, 8, 12: twice the magnitude of a code."""
+    return code + code.minus_or_zero(4) + (code.minus_or_zero(6) << 1)
+
+
+@lane_op(types.int64)
+def block_maximum(b: Builder, bits: int, unit: Value, x: Value) -> Value:
+    """The largest magnitude of 32 numbers, as bits."""
+    return b.zext(_magnitude(load(b, x, bits, 32)).reduce("umax"), I64)
+
+
+@lane_op(types.int64)
+def block_gain(b: Builder, bits: int, unit: Value, x: Value, scale: Value, thresholds: Value) -> Value:
+    """What scale+1 saves in a block; positive: take it."""
+    numbers = load(b, x, bits, 32)
+    shift = splat(b, b.shl(scale, ir.Constant(I64, mantissa_bits(bits))), bits, 32)
+    terms = _gain(numbers, shift, _thresholds(b, thresholds, bits, 32))
+    wide = terms.resize(2 * bits, signed=True).reduce("add")
+    return b.sext(wide, I64) if bits == 16 else wide
+
+
+def _encode(b: Builder, bits: int, x: Value, scale: Value, thresholds: Value, dropped: Value) -> Lanes:
+    shift = splat(b, b.shl(scale, ir.Constant(I64, mantissa_bits(bits))), bits, 32)
+    limits = _thresholds(b, thresholds, bits, 32)
+    return _signed_codes(load(b, x, bits, 32), shift, limits, splat(b, dropped, bits, 32))
+
+
+@lane_op(types.void)
+def encode_pair(b: Builder, bits: int, unit: Value, x: Value, s: Value, t: Value, dropped: Value, out: Value) -> None:
+    """16 bytes of 32 numbers at scale byte `s`: neighbours share a byte."""
+    both = _encode(b, bits, x, s, t, dropped).recast(2 * bits)
+    store((both | (both >> (bits - 4))).resize(8), out)
+
+
+@lane_op(types.void)
+def encode_ggml(b: Builder, bits: int, unit: Value, x: Value, s: Value, t: Value, dropped: Value, out: Value) -> None:
+    """16 bytes of 32 numbers at scale byte `s`: the halves share a byte."""
+    codes = _encode(b, bits, x, s, t, dropped)
+    low, high = codes.shuffle(codes, range(16)), codes.shuffle(codes, range(16, 32))
+    store((low | (high << 4)).resize(8), out)
+
+
+def _decoded(codes: Lanes, base: Lanes) -> Lanes:
+    """Bits of the values of codes 0..15; `base` is scale - 1 at the exponent: the bits of half the scale."""
+    magnitude = codes & 7
+    value = (magnitude << (mantissa_bits(codes.bits) - 1)) + base
+    value = base.where(magnitude.equals(1), value)
+    value = constant(codes.b, 0, codes.bits, codes.n).where(magnitude.equals(0), value)
+    return value | ((codes & 8) << (codes.bits - 4))
+
+
+def _base(b: Builder, bits: int, scale: Value) -> Lanes:
+    less = b.sub(scale, ir.Constant(I64, 1))
+    return splat(b, b.shl(less, ir.Constant(I64, mantissa_bits(bits))), bits, 32)
+
+
+@lane_op(types.void)
+def decode_pair(b: Builder, bits: int, unit: Value, blocks: Value, scale: Value, out: Value) -> None:
+    """32 numbers of 16 bytes at a scale byte."""
+    byte = load(b, blocks, 8, 16).resize(2 * bits)
+    codes = ((byte & 15) | ((byte >> 4) << bits)).recast(bits)
+    store(_decoded(codes, _base(b, bits, scale)), out)
+
+
+@lane_op(types.void)
+def decode_ggml(b: Builder, bits: int, unit: Value, blocks: Value, scale: Value, out: Value) -> None:
+    """32 numbers of 16 bytes at a scale byte."""
+    byte = load(b, blocks, 8, 16).resize(bits)
+    codes = (byte & 15).shuffle(byte >> 4, range(32))
+    store(_decoded(codes, _base(b, bits, scale)), out)
+
+
+@lane_op(types.void)
+def ggml_of_pair(b: Builder, bits: int, source: Value, out: Value) -> None:
+    """16 bytes from pair to ggml packing."""
+    byte = load(b, source, 8, 16)
+    low, high = byte.shuffle(byte, range(8)), byte.shuffle(byte, range(8, 16))
+    even, odd = (low & 15) | (high << 4), (low >> 4) | (high & 0xF0)
+    store(even.shuffle(odd, [i // 2 + 8 * (i % 2) for i in range(16)]), out)
+
+
+@lane_op(types.void)
+def pair_of_ggml(b: Builder, bits: int, source: Value, out: Value) -> None:
+    """16 bytes from ggml to pair packing."""
+    byte = load(b, source, 8, 16)
+    even, odd = byte.shuffle(byte, range(0, 16, 2)), byte.shuffle(byte, range(1, 16, 2))
+    low, high = (even & 15) | (odd << 4), (even >> 4) | (odd & 0xF0)
+    store(low.shuffle(high, range(16)), out)
+
+
+@lane_op(types.void)
+def copy_block(b: Builder, bits: int, source: Value, out: Value) -> None:
+    """16 bytes as they are."""
+    store(load(b, source, 8, 16), out)
+
+
+def _ordinary(scale: Lanes) -> Lanes:
+    """Mask of scale bytes 3..252."""
+    return (scale - 3).minus_or_zero(249).equals(0)
+
+
+@lane_op(types.int64)
+def tile_scales(b: Builder, bits: int, unit: Value, x: Value, stride: Value, bump: Value, scales: Value) -> Value:
+    """Scales of a tile's columns, to `scales` as numbers of the unit; the mask of columns in which all is ordinary."""
+    n = VECTOR_BITS // bits
+    highest = cgutils.alloca_once_value(b, constant(b, 0, bits, n).value)
+    with cgutils.for_range(b, ir.Constant(I64, 32)) as loop:
+        row = _magnitude(load(b, offset(b, x, loop.index, stride), bits, n))
+        b.store(row.larger(Lanes(b, b.load(highest))).value, highest)
+    amax = Lanes(b, b.load(highest))
+    scale = ((amax + splat(b, bump, bits, n)) >> mantissa_bits(bits)) - 2
+    store(scale, scales)
+    return _ordinary(scale).mask_bits()
+
+
+@lane_op(types.void)
+def tile_raise(b: Builder, bits: int, unit: Value, x: Value, stride: Value, thresholds: Value, scales: Value) -> None:
+    """Add 1 to the scales of those columns whose squared error it lowers, below 252."""
+    n = VECTOR_BITS // bits
+    scale = load(b, scales, bits, n)
+    shift, limits = scale << mantissa_bits(bits), _thresholds(b, thresholds, bits, n)
+    total = cgutils.alloca_once_value(b, constant(b, 0, 2 * bits, n).value)
+    with cgutils.for_range(b, ir.Constant(I64, 8)) as loop:
+        terms = constant(b, 0, bits, n)
+        for i in range(4):
+            row = b.add(b.mul(loop.index, ir.Constant(I64, 4)), ir.Constant(I64, i))
+            terms = terms + _gain(load(b, offset(b, x, row, stride), bits, n), shift, limits)
+        b.store((Lanes(b, b.load(total)) + terms.resize(2 * bits, signed=True)).value, total)
+    gains = (Lanes(b, b.load(total)) >= 1).resize(bits)
+    store(scale + gains.where(constant(b, 251, bits, n) >= scale, 0), scales)
+
+
+@lane_op(types.void)
+def tile_encode(
+    b: Builder, bits: int, unit: Value, x: Value, stride: Value, scales: Value, thresholds: Value, dropped: Value,
+    step: Value, distance: Value, blocks: Value, at: Value,
+) -> None:  # fmt: skip
+    """Codes of a tile's columns: 16 bytes each to `at` past the addresses in `blocks`.
+
+    Byte j joins rows j * step and j * step + distance.
+    """
+    n = VECTOR_BITS // bits
+    shift = load(b, scales, bits, n) << mantissa_bits(bits)
+    limits, drop = _thresholds(b, thresholds, bits, n), splat(b, dropped, bits, n)
+    byte_type = ir.VectorType(ir.IntType(8), n)
+    rows = cgutils.alloca_once(b, byte_type, size=16)
+    with cgutils.for_range(b, ir.Constant(I64, 16)) as loop:
+        first = offset(b, x, b.mul(loop.index, step), stride)
+        low = _signed_codes(load(b, first, bits, n), shift, limits, drop)
+        high = _signed_codes(load(b, offset(b, first, distance, stride), bits, n), shift, limits, drop)
+        b.store((low | (high << 4)).resize(8).value, b.gep(rows, [loop.index]))
+    bytes_by_row = [Lanes(b, b.load(b.gep(rows, [ir.Constant(I64, j)]))) for j in range(16)]
+    for i, bytes_of in enumerate(transposed(bytes_by_row, 16)):
+        for piece in range(n // 16):
+            target = element(b, blocks, piece * 16 + i)
+            store(bytes_of.shuffle(bytes_of, range(piece * 16, piece * 16 + 16)), b.add(target, at))
+
+
+@lane_op(types.int64)
+def tile_ordinary(b: Builder, bits: int, unit: Value, scales: Value) -> Value:
+    """The mask of columns whose scale bytes (an array of them) are 3..252."""
+    n = VECTOR_BITS // bits
+    return _ordinary(load(b, scales, 8, n).resize(16)).mask_bits()
+
+
+@lane_op(types.void)
+def tile_decode(
+    b: Builder, bits: int, unit: Value, blocks: Value, at: Value, scales: Value,
+    step: Value, distance: Value, out: Value, stride: Value,
+) -> None:  # fmt: skip
+    """A tile's columns of 32 numbers from 16 bytes each, `at` past the addresses in `blocks`; see `tile_encode`."""
+    n = VECTOR_BITS // bits
+    base = (load(b, scales, 8, n).resize(bits) - 1) << mantissa_bits(bits)
+    byte_type = ir.VectorType(ir.IntType(8), n)
+    rows = cgutils.alloca_once(b, byte_type, size=16)
+    sources = []
+    for i in range(16):
+        pieces = [load(b, b.add(element(b, blocks, p * 16 + i), at), 8, 16) for p in range(n // 16)]
+        sources.append(pieces[0] if len(pieces) == 1 else pieces[0].shuffle(pieces[1], range(32)))
+    for j, row in enumerate(transposed(sources, 16)):
+        b.store(row.value, b.gep(rows, [ir.Constant(I64, j)]))
+    with cgutils.for_range(b, ir.Constant(I64, 16)) as loop:
+        byte = Lanes(b, b.load(b.gep(rows, [loop.index]))).resize(bits)
+        first = offset(b, out, b.mul(loop.index, step), stride)
+        store(_decoded(byte & 15, base), first)
+        store(_decoded(byte >> 4, base), offset(b, first, distance, stride))
