@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ckpttool.archs import config as configs
+from ckpttool.archs.companions import from_gguf
 from ckpttool.archs.gguf_metadata import parameter_counts, to_gguf
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.choice import chosen_outtype
@@ -24,17 +25,9 @@ from ckpttool.target import Target
 
 CHUNK = 1 << 20
 CONFIG = "config.json"
-COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+LEFT = (CONFIG, "README.md")
+"""Companions that a folder target does not take as they are: config.json is made, a model card speaks of its own files."""
+
 WORTH_A_WARNING = {
     "tokenizer.json": "text cannot be encoded",
     "generation_config.json": "generation falls back to greedy defaults and may not stop at every end token",
@@ -102,7 +95,9 @@ class Written:
 def write_sidecar(sidecar: Sidecar, folder: Path) -> Written:
     """Write the file and say what it came to."""
     digest, crc, nbytes = hashlib.sha256(), 0, 0
-    with (folder / sidecar.name).open("wb") as f:
+    path = folder / sidecar.name
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as f:
         for piece in sidecar.chunks():
             f.write(piece)
             digest.update(piece)
@@ -113,14 +108,15 @@ def write_sidecar(sidecar: Sidecar, folder: Path) -> Written:
 
 def sidecars(
     source: Checkpoint, target: Target, files: tuple[FileLayout, ...], mxfp4: bool
-) -> tuple[list[Sidecar], list[Assumed], list[str]]:
+) -> tuple[Sequence[Sidecar], Sequence[Assumed], Sequence[str]]:
     """The side files of a folder target, what was assumed in them, and notes on what is missing.
 
     Raises:
         InputError: no config.json, and none in `--reference`.
     """
-    config, found, assumed = canonical_companions(source, target)
-    out = [Sidecar(n, c) for n, c in found.items() if n in COPIED or n.startswith(LICENCE_PREFIXES)]
+    found = canonical_companions(source, target)
+    config = found.config
+    out = [Sidecar(n, c) for n, c in found.files.items() if n not in LEFT]
     if target.to == "openai":
         out.append(Sidecar(CONFIG, configs.hf_to_openai(_table(source), json.loads(config))))
         out.append(Sidecar("dtypes.json", configs.dtypes(_table(source), [t for f in files for t in f.tensors])))
@@ -131,29 +127,40 @@ def sidecars(
         weight_map = {t.name: f.name for f in files for t in f.tensors}
         total = sum(t.nbytes for f in files for t in f.tensors)
         out.append(Sidecar("model.safetensors.index.json", render_index(weight_map, total)))
-    return sorted(out, key=lambda s: s.name), assumed, _missing({s.name for s in out})
+    return sorted(out, key=lambda s: s.name), found.assumed, (*found.notes, *_missing({s.name for s in out}))
 
 
-def canonical_companions(source: Checkpoint, target: Target) -> tuple[bytes, dict[str, Content], list[Assumed]]:
-    """config.json in Hugging Face's shape, the other side files by name, and what was assumed to make them."""
+@dataclass(frozen=True)
+class Canonical:
+    """The side files in Hugging Face's form, whatever the source's is; `files` are the others by name."""
+
+    config: bytes
+    files: Mapping[str, Content]
+    assumed: tuple[Assumed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def canonical_companions(source: Checkpoint, target: Target) -> Canonical:
+    """config.json in Hugging Face's shape, the other side files, and what was assumed to make them.
+
+    Raises:
+        InputError: no config.json; one that cannot be turned into Hugging Face's; a reference of another model.
+    """
     table = _table(source)
-    reference = companions(target.reference) if target.reference else None
     if source.container == "gguf":
-        from ckpttool.archs.companions import from_gguf
-
+        reference = companions(target.reference) if target.reference else {}
         made = from_gguf(table, source.metadata, reference=reference)
-        files: dict[str, Content] = {**(reference or {}), **made.files}
-        config = configs.render(made.config)
-        return config, files, [Assumed(*row) for row in made.assumed]
-    files = dict(source.companions)
-    path = files.get(CONFIG)
-    if not isinstance(path, Path):
+        licences = {n: p for n, p in reference.items() if n.startswith(LICENCE_PREFIXES)}
+        assumed = tuple(Assumed(*row) for row in made.assumed)
+        return Canonical(made.config_text, {**licences, **made.files}, assumed, tuple(made.warnings))
+    path = source.companions.get(CONFIG)
+    if path is None or source.config is None:
         hint = "give a folder that has one with --reference DIR"
         raise InputError("config.json is missing", file=str(source.root), hint=hint)
-    if source.config is not None and "model_type" not in source.config:
-        config_dict, rows = configs.openai_to_hf(table, source.config)
-        return configs.render(config_dict), files, [Assumed(*row) for row in rows]
-    return path.read_bytes(), files, []
+    if "model_type" in source.config:
+        return Canonical(path.read_bytes(), source.companions)
+    config, rows = configs.openai_to_hf(table, source.config)
+    return Canonical(configs.render(config), source.companions, tuple(Assumed(*row) for row in rows))
 
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
@@ -163,7 +170,7 @@ MXFP4_MOE = 38
 
 def gguf_keys(
     source: Checkpoint, target: Target, ordered: Sequence[Draft]
-) -> tuple[Mapping[str, gguf.Value], list[Assumed], list[str]]:
+) -> tuple[Mapping[str, gguf.Value], Sequence[Assumed], Sequence[str]]:
     """The key-values of a GGUF target, what was assumed in them, and notes.
 
     Raises:
@@ -173,20 +180,20 @@ def gguf_keys(
     if source.container == "gguf":
         kept = {k: v for k, v in source.metadata.items() if not k.startswith("split.")}
         stated = gguf.u32(file_type) if file_type is not None else None
-        return kept | ({"general.file_type": stated} if stated else {}), [], []
-    config, files, assumed = canonical_companions(source, target)
+        return kept | ({"general.file_type": stated} if stated else {}), (), ()
+    found = canonical_companions(source, target)
     counts = parameter_counts((d.claim.name, d.shape) for d in ordered)
     root = source.root.resolve()
     metadata, notes = to_gguf(
         _table(source),
-        json.loads(config),
-        {n: c for n, c in files.items() if isinstance(c, bytes | Path)},
+        json.loads(found.config),
+        {n: c for n, c in found.files.items() if isinstance(c, bytes | Path)},
         model_name=target.model_name,
         source_dir=root.parent if root.name == "original" else root,
         counts=counts,
         file_type=file_type if file_type is not None else MXFP4_MOE,
     )
-    return metadata, assumed, notes
+    return metadata, found.assumed, (*found.notes, *notes)
 
 
 def _file_type(source: Checkpoint, target: Target, ordered: Sequence[Draft]) -> int | None:

@@ -77,8 +77,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         for row in receipt["files"]:
             row["name"], row["nbytes"], row["crc32"], row["sha256"]
-            if Path(row["name"]).name != row["name"]:
-                raise InputError("is no plain file name", file=path.name, field=f"files: {row['name']}")
+            if Path(row["name"]).is_absolute() or ".." in Path(row["name"]).parts:
+                raise InputError("leaves the folder", file=path.name, field=f"files: {row['name']}")
         for t in receipt["tensors"]:
             t["name"], t["file"], t["offset"], t["nbytes"], t["crc32"]
     except (KeyError, TypeError) as e:
