@@ -44,6 +44,4 @@ def recognised(head: bytes) -> tuple[str, str] | None:
         return "this is a web page, not a checkpoint", "download the file itself"
     if text.startswith((b"{", b"[")):
         return "this is a JSON document, without the 8 bytes of a safetensors length", "download the file itself"
-    if head[8:9] == b"{" and not any(head[5:8]):
-        return "this is a safetensors file", "give it a name that ends in .safetensors"
     return None

@@ -111,7 +111,11 @@ def _version(file: LocalFile, label: str) -> int:
             hint="swap a copy of it with the gguf package: gguf-convert-endian FILE little",
         )
     if head[:4] != MAGIC:
-        what, hint = recognised(head) or (f"is no GGUF: it begins with {head[:4]!r}", "give a GGUF file")
+        what, hint = f"is no GGUF: it begins with {head[:4]!r}", "give a GGUF file"
+        if found := recognised(head):
+            what, hint = found
+        elif head[8:9] == b"{" and not any(head[5:8]):
+            what, hint = "this is a safetensors file", "give it a name that ends in .safetensors"
         raise InputError(what, file=label, offset=0, hint=hint)
     if len(head) < _PREAMBLE.size:
         raise InputError(

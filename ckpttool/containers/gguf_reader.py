@@ -200,7 +200,7 @@ class HeaderReader:
         self._jump(start + n)
         if kind is ValueType.bool and (wrong := data.translate(None, b"\0\1")):
             raise self.fault(f"a bool must be 0 or 1, not {wrong[0]}", at=start + data.index(wrong[:1]), field=key)
-        return Array(kind, count, data)
+        return Array(kind, count, data, self.label, key)
 
     def _end_of_strings(self, count: int, key: str) -> int:
         """Where a run of `count` strings ends. Only lengths are looked at, and no object is made per string."""
@@ -217,7 +217,7 @@ class HeaderReader:
             else:
                 done = count
             if at + pos > size or not pos:
-                i = max(done - 1, 0)
+                i = done - 1 if pos else done
                 raise self.fault(f"string {i} of {count} ends behind the file", at=at, field=key, hint=CUT)
             at += pos
         return at

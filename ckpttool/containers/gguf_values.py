@@ -80,12 +80,15 @@ class Scalar:
 class Array:
     """`count` values of one type, as the bytes `data` that follow the count in the file.
 
-    Strings lie one after the other, each behind its length as u64.
+    Strings lie one after the other, each behind its length as u64. `file` and `key` say where the array was read, for
+    the error of a string that is not UTF-8, which shows only when it is decoded.
     """
 
     type: ValueType
     count: int
     data: bytes = field(repr=False)
+    file: str | None = field(default=None, repr=False, compare=False)
+    key: str | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.count
@@ -110,7 +113,9 @@ class Array:
             try:
                 yield text.decode()
             except UnicodeDecodeError as error:
-                raise InputError(f"string {i} of an array is not UTF-8", hint="the file is damaged") from error
+                raise InputError(
+                    f"string {i} of the array is not UTF-8", file=self.file, field=self.key, hint="the file is damaged"
+                ) from error
 
     def tolist(self) -> list[Any]:
         """The values as Python objects. InputError where a string is not UTF-8."""

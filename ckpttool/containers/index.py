@@ -55,7 +55,9 @@ def parse_index(source: Path | bytes, file: str | None = None) -> Index:
                 hint="each must be a plain file name inside the folder",
             )
         if strict_json.has_surrogate(tensor):
-            raise InputError("a tensor name holds half a surrogate pair", file=file, field="weight_map")
+            raise InputError(
+                "a tensor name holds half a surrogate pair", file=file, field="weight_map", hint="fetch the index again"
+            )
     if len(set(weight_map.values())) > limits.INDEX_FILES:
         raise LimitError(f"names more than {limits.INDEX_FILES} files", file=file, field="weight_map")
     return Index(weight_map, _total_size(value, file))

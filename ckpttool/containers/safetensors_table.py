@@ -52,9 +52,12 @@ _VALUE: Final = re.compile(_STRING + _WS + rb"([,}])")
 _NEXT: Final = re.compile(_WS + rb"([,}])")
 OPEN: Final = re.compile(_WS + rb"\{")
 _SPACE: Final = re.compile(_WS)
+_PADDING: Final = re.compile(rb" *+")
 _N = rb"(?:0|[1-9][0-9]{0,19}+)"
 _ENTRY: Final = re.compile(
-    rb'\{"dtype": ?+"(\w+)", ?+"shape": ?+\[(|N(?:, ?+N)*+)\], ?+"data_offsets": ?+\[(N), ?+(N)\]\}'.replace(b"N", _N)
+    rb'\{"dtype": ?+"(\w+)", ?+"shape": ?+\[(|N(?:, ?+N){0,63}+)\], ?+"data_offsets": ?+\[(N), ?+(N)\]\}'.replace(
+        b"N", _N
+    )
     + _WS
     + rb"([,}])"
 )
@@ -103,9 +106,9 @@ class TableReader:
 
     def _finish(self, pos: int) -> None:
         """Only spaces may follow the object."""
-        rest = self.head[pos:].rstrip(b" ")
-        if rest:
-            at = pos + len(rest) - len(rest.lstrip(b" "))
+        padding = _PADDING.match(self.head, pos)
+        at = padding.end() if padding else pos
+        if at < len(self.head):
             raise self._fault(f"only spaces may follow the header's object, not {self.head[at : at + 1]!r}", at)
 
     def _key(self, pos: int, seen: dict[str, int], limit: int, what: str) -> tuple[str, int]:
@@ -178,25 +181,28 @@ class TableReader:
         return separator, after
 
     def _decoded(self, name: str, pos: int) -> tuple[Entry, int]:
-        """The entry in whatever legal JSON, through the decoder."""
-        near = self.head.find(b"}", pos) + 1
-        ends = [pos + limits.SAFETENSORS_ENTRY] if not pos < near < pos + limits.SAFETENSORS_ENTRY else [near]
-        if ends[0] != pos + limits.SAFETENSORS_ENTRY:
-            ends.append(pos + limits.SAFETENSORS_ENTRY)
-        for end in ends:
-            text = self.head[pos:end].decode("utf-8", "ignore")
+        """The entry in whatever legal JSON, through the decoder: up to the next brace, or as far as entries may go."""
+        limit = min(pos + limits.SAFETENSORS_ENTRY, len(self.head))
+        near = self.head.find(b"}", pos, limit) + 1
+        try:
+            return self._decode(name, pos, near or limit)
+        except json.JSONDecodeError:
+            # Braces inside the entry, in a string or as an object: look again, for the true error.
             try:
-                value, used = DECODER.raw_decode(text)
+                return self._decode(name, pos, limit)
             except json.JSONDecodeError as error:
-                if end == ends[-1]:
-                    at = pos + len(text[: error.pos].encode())
-                    what = "entry too long, or not JSON" if pos + len(text) < len(self.head) else "not JSON"
-                    raise self._fault(f"{what}: {error.msg}", at, name) from error
-            except (UntrustedError, RecursionError) as error:
-                raise self._fault(f"not JSON that can be trusted: {error}", pos, name) from error
-            else:
-                return self._fields(name, value, pos), pos + len(text[:used].encode())
-        raise AssertionError("the last end returns or raises")
+                at = pos + len(error.doc[: error.pos].encode())
+                what = "not JSON" if limit == len(self.head) else "not JSON, or too long an entry"
+                raise self._fault(f"{what}: {error.msg}", at, name) from error
+
+    def _decode(self, name: str, pos: int, end: int) -> tuple[Entry, int]:
+        """The entry between `pos` and `end`, and where it ends. JSONDecodeError where there is none."""
+        text = self.head[pos:end].decode("utf-8", "ignore")
+        try:
+            value, used = DECODER.raw_decode(text)
+        except (UntrustedError, RecursionError) as error:
+            raise self._fault(f"not JSON that can be trusted: {error}", pos, name) from error
+        return self._fields(name, value, pos), pos + len(text[:used].encode())
 
     def _fields(self, name: str, value: Any, at: int) -> Entry:
         """The three fields of an entry, their types checked."""

@@ -13,10 +13,7 @@ from typing import Any, Final, Never
 from ckpttool.errors import InputError, LimitError
 
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,19}")
-_DEEP: Final = re.compile(rb"[\[{\]}]")
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-
-
+_NESTING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{\]}]', re.DOTALL)
 _AGAIN: Final = "the file is damaged; fetch it again"
 
 
@@ -73,13 +70,18 @@ def utf8(data: bytes, file: str, start: int = 0) -> str:
         raise InputError("the JSON is not UTF-8", file=file, offset=start + error.start, hint=_AGAIN) from error
 
 
-def depth(data: bytes) -> int:
-    """How deep the brackets of a JSON text nest, found without building anything."""
-    now = deepest = 0
-    for token in _DEEP.finditer(_STRING.sub(b"", data)):
-        now += 1 if token[0] in b"[{" else -1
-        deepest = max(deepest, now)
-    return deepest
+def nests_deeper(data: bytes, limit: int) -> bool:
+    """Whether the brackets of a JSON text nest deeper than `limit`, found without building anything."""
+    depth = 0
+    for token in _NESTING.finditer(data):
+        first = data[token.start()]
+        if first in b"[{":
+            depth += 1
+            if depth > limit:
+                return True
+        elif first in b"]}":
+            depth -= 1
+    return False
 
 
 def loads(data: bytes, file: str, *, max_bytes: int, max_tokens: int, max_depth: int = 64) -> Any:
@@ -97,7 +99,7 @@ def loads(data: bytes, file: str, *, max_bytes: int, max_tokens: int, max_depth:
     if text.startswith("\ufeff"):
         raise InputError("the JSON begins with a byte order mark", file=file, offset=0, hint="save it as plain UTF-8")
     try:
-        if data.count(b"[") + data.count(b"{") > max_depth and depth(data) > max_depth:
+        if nests_deeper(data, max_depth):
             raise UntrustedError(f"nested deeper than {max_depth}")
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
