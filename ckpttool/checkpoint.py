@@ -44,8 +44,8 @@ class SourceFile:
 class Checkpoint:
     """What a checkpoint holds, by its headers.
 
-    `weights` come in the order of files (sorted by name) and names; `metadata` is a GGUF's. `extents` says where the rows
-    of each part lie, and is empty where no architecture matches or its sizes are unknown.
+    `weights` come in the order of files (sorted by name) and names; `metadata` is a GGUF's. `extents` says where the
+    rows of each part lie, and is empty where no architecture matches or its sizes are unknown.
     """
 
     path: Path
@@ -162,7 +162,8 @@ def _weights(stored: Sequence[StoredTensor], container: str) -> tuple[list[Weigh
     if container == "gguf":
         return [Weight(t.name, ggml_codec(t.dtype), t.shape, (t,)) for t in stored], []
     by_name = {t.name: t for t in stored}
-    weights, problems = [], []
+    weights: list[Weight] = []
+    problems: list[CkptError] = []
     for t in stored:
         for codes, scales in PAIRS:
             if t.name.endswith(codes):
@@ -183,9 +184,7 @@ def _weights(stored: Sequence[StoredTensor], container: str) -> tuple[list[Weigh
 _PAIR_HINT = "an MXFP4 weight is codes and scales; one of its files is missing or misnamed"
 
 
-def _paired(
-    base: str, codes: StoredTensor, scales: StoredTensor | None, problems: list[CkptError]
-) -> Weight | None:
+def _paired(base: str, codes: StoredTensor, scales: StoredTensor | None, problems: list[CkptError]) -> Weight | None:
     """The MXFP4 weight of two stored tensors: codes [..., G, 16], scales [..., G], both U8."""
     if scales is None:
         problems.append(InputError("has no scales", file=codes.file, field=codes.name, hint=_PAIR_HINT))
@@ -222,9 +221,7 @@ def _arch(container: str, metadata: Mapping[str, gguf.Value], config: Mapping[st
     return arch_named("model_type", config.get("model_type")) if config else None
 
 
-def _dialect(
-    arch: Arch | None, container: str, weights: Sequence[Weight]
-) -> tuple[Arch | None, Dialect | None]:
+def _dialect(arch: Arch | None, container: str, weights: Sequence[Weight]) -> tuple[Arch | None, Dialect | None]:
     """The dialect that knows the most weights by name and, for experts, by format; at least half of them."""
     best: tuple[int, Arch | None, Dialect | None] = (0, arch, None)
     for candidate in (arch,) if arch else arches():
@@ -241,9 +238,7 @@ def _dialect(
     return best[1], best[2]
 
 
-def _sizes(
-    arch: Arch, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None
-) -> Sizes | None:
+def _sizes(arch: Arch, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None) -> Sizes | None:
     """The letters of the shapes, from whichever side file speaks for this checkpoint; None where there is none."""
     if metadata:
         found: dict[str, Any] = {}

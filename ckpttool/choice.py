@@ -118,7 +118,9 @@ def _against(claim: Claim, shape: PartShape, have: Codec, codec: Codec) -> list[
         text = f"rows of {shape.row_length} elements do not divide into {codec.name} blocks of {codec.format.block}"
         return [InputError(text, field=part, hint="keep this weight in BF16: --to bf16, or --experts bf16 for a GGUF")]
     if kind_of(have, codec) is None:
-        hint = f"its values are {have.name}'s already: convert with --to bf16, and make {codec.name} of that if you must"
+        hint = (
+            f"its values are {have.name}'s already: convert with --to bf16, and make {codec.name} of that if you must"
+        )
         return [InputError(f"{have.name} experts would be quantized again, to {codec.name}", field=part, hint=hint)]
     return []
 
@@ -135,4 +137,3 @@ def _against_dialect(
         return []
     hint = "leave out --experts keep, or choose the --to that fits the experts"
     return [UsageError(f"--to {target.to} cannot hold {', '.join(bad)} experts", hint=hint)]
-

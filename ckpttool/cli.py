@@ -18,7 +18,7 @@ from ckpttool.target import LEGAL
 F = TypeVar("F", bound=Callable[..., Any])
 
 RECIPES = "best, ocp, even, rceil, transformers, modelopt, llama.cpp"
-EXITS = "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 local I/O, 5 network, 6 a limit, 70 internal error."
+EXITS = "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 local I/O, 5 network, 6 a limit, 70 a bug."
 
 
 def _legal_table() -> str:
@@ -65,17 +65,28 @@ def cli() -> None:
 @click.argument("source")
 @click.argument("target")
 @click.option("--to", metavar="{bf16,mxfp4,openai,gguf}", help="What to write; x.gguf as TARGET says gguf.")
-@click.option("--experts", metavar="{auto,keep,mxfp4,bf16,f16,f32,q8_0}",
-              help="The experts' format. auto: what --to says; for gguf MXFP4 is repacked, the rest follows --outtype.")
-@click.option("--outtype", metavar="{auto,bf16,f16,f32,q8_0,mxfp4_moe}",
-              help="GGUF: as llama.cpp's converter means it; mxfp4_moe: experts MXFP4, the rest Q8_0.")
+@click.option(
+    "--experts",
+    metavar="{auto,keep,mxfp4,bf16,f16,f32,q8_0}",
+    help="The experts' format. auto: what --to says; for gguf MXFP4 is repacked, the rest follows --outtype.",
+)
+@click.option(
+    "--outtype",
+    metavar="{auto,bf16,f16,f32,q8_0,mxfp4_moe}",
+    help="GGUF: as llama.cpp's converter means it; mxfp4_moe: experts MXFP4, the rest Q8_0.",
+)
 @click.option("--dtype", metavar="{bf16,f32}", help="HF targets: the weights that are no experts. Default bf16.")
 @click.option("--recipe", default="best", show_default=True, help=f"How MXFP4 is made: {RECIPES}.")
 @click.option("--scale-rule", metavar="{floor,even,rceil,best}", help="Replace the recipe's scale rule.")
 @click.option("--ties", metavar="{even,away,zero}", help="Replace the recipe's tie rule.")
 @click.option("--lossless", is_flag=True, help="Stop rather than lose a value.")
-@click.option("--device", default="auto", show_default=True, metavar="{auto,cpu,cuda,cuda:N}",
-              help="Where to compute; this version: cpu.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="{auto,cpu,cuda,cuda:N}",
+    help="Where to compute; this version: cpu.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Threads. Default: one for each core.")
 @click.option("--max-memory", default="512MB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @click.option("--max-shard-size", metavar="SIZE", help="Default: 5GB for safetensors; a GGUF is one file.")
@@ -85,12 +96,23 @@ def cli() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace TARGET once the new one is complete.")
 @click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
 @_shared
-def convert(source: str, target: str, workers: int | None, max_memory: str, device: str, dry_run: bool,
-            overwrite: bool, no_verify: bool, as_json: bool, debug: bool, **options: Any) -> None:
+def convert(
+    source: str,
+    target: str,
+    workers: int | None,
+    max_memory: str,
+    device: str,
+    dry_run: bool,
+    overwrite: bool,
+    no_verify: bool,
+    as_json: bool,
+    debug: bool,
+    **options: Any,
+) -> None:
     """Convert the checkpoint SOURCE to TARGET.
 
-    SOURCE is a Hugging Face folder, OpenAI's original/ folder, a .safetensors file or a GGUF; TARGET a folder or x.gguf.
-    A conversion that was interrupted goes on when the same command is given again.
+    SOURCE is a Hugging Face folder, OpenAI's original/ folder, a .safetensors file or a GGUF; TARGET a folder or
+    x.gguf. A conversion that was interrupted goes on when the same command is given again.
     """
     from ckpttool import api, render
 

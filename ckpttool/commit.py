@@ -26,7 +26,7 @@ def move_in(finished: Path, target: Path, *, overwrite: bool) -> None:
         if overwrite and target.is_dir() and finished.is_dir():
             _exchange(finished, target)
             shutil.rmtree(finished)
-        elif overwrite and target.is_file() or _is_empty_folder(target):
+        elif (overwrite and target.is_file()) or _is_empty_folder(target):
             finished.replace(target)
         else:
             _rename_without_replacing(finished, target)
@@ -89,7 +89,7 @@ def _renamed(source: Path, target: Path, mode: int) -> bool:
 
 
 def _system_rename() -> Callable[[bytes, bytes, int], int] | None:
-    """renameat2 of Linux (RENAME_NOREPLACE 1, RENAME_EXCHANGE 2), renamex_np of macOS (RENAME_EXCL 4, RENAME_SWAP 2)."""
+    """Linux: renameat2 (RENAME_NOREPLACE 1, RENAME_EXCHANGE 2). macOS: renamex_np (RENAME_EXCL 4, RENAME_SWAP 2)."""
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None, use_errno=True)
         if not hasattr(libc, "renameat2"):

@@ -18,8 +18,7 @@ def shown(name: str, limit: int = NAME_LIMIT) -> str:
     Names come from files, so they may hold terminal escapes.
     """
     out = "".join(
-        f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
-        for c in name[:limit]
+        f"\\u{{{ord(c):x}}}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in name[:limit]
     )
     return out if len(name) <= limit else f"{out}… ({len(name)} characters)"
 

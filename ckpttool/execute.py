@@ -1,8 +1,8 @@
 """Plan -> files: the only code that writes checkpoints.
 
-Everything is made in `TARGET.partial/`: files preallocated, slabs worked by threads in any order and journalled, finished
-stretches read back and hashed while later slabs are written. The commit is a rename. A run that stops goes on from its
-journal; a run that fails leaves TARGET as it was.
+Everything is made in `TARGET.partial/`: files preallocated, slabs worked by threads in any order and journalled,
+finished stretches read back and hashed while later slabs are written. The commit is a rename. A run that stops goes on
+from its journal; a run that fails leaves TARGET as it was.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:
     for at, crc in zip(ranges, entry.crcs, strict=True):
         if at.file not in held:
             return False
-        buffer = np.empty(at.nbytes, np.uint8)
+        buffer = np.empty(at.nbytes, np.uint8).data
         held[at.file].readinto(at.offset, buffer)
         if zlib.crc32(buffer) != crc:
             return False

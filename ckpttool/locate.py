@@ -1,7 +1,7 @@
 """What a SOURCE argument is: recognised by content, never by name alone.
 
-An HF folder (one file, or shards with or without an index), OpenAI's `original/` folder, one `.safetensors` file, a GGUF
-of any name, the first of a split set, or a folder that holds just one GGUF.
+An HF folder (one file, or shards with or without an index), OpenAI's `original/` folder, one `.safetensors` file, a
+GGUF of any name, the first of a split set, or a folder that holds just one GGUF.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def _split_set(path: Path) -> tuple[Path, ...]:
     paths = tuple(path.with_name(f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1))
     missing = [p.name for p in paths if not p.is_file()]
     if missing:
-        raise InputError(f"its split set lacks {', '.join(missing)}", file=str(path), hint="all of them must lie together")
+        raise InputError(
+            f"its split set lacks {', '.join(missing)}", file=str(path), hint="all of them must lie together"
+        )
     return paths
 
 
@@ -122,7 +124,9 @@ def _without_index(folder: Path, names: list[str]) -> list[str]:
     lacking = sorted(set(range(first, of + 1)) - have)
     if lacking:
         text = ", ".join(f"{n:05d}" for n in lacking)
-        raise InputError(f"its set of shards lacks number {text} of {of:05d}", file=str(folder), hint="download it again")
+        raise InputError(
+            f"its set of shards lacks number {text} of {of:05d}", file=str(folder), hint="download it again"
+        )
     for match in shards:
         _inside(folder / match.group(), folder)
     return [m.group() for m in shards]
@@ -159,7 +163,9 @@ def _inside(path: Path, folder: Path) -> Path:
     blobs = home.parent.parent / "blobs"
     if end.is_relative_to(home) or (home.parent.name == "snapshots" and end.parent == blobs):
         return path
-    raise InputError(f"a link that leaves the folder, to {end}", file=str(path), hint="put the file itself in its place")
+    raise InputError(
+        f"a link that leaves the folder, to {end}", file=str(path), hint="put the file itself in its place"
+    )
 
 
 def _base_model(folder: Path) -> str:

@@ -30,7 +30,8 @@ class PartView:
         if name not in checkpoint.extents:
             raise_all(checkpoint.problems)
             known = ", ".join(list(checkpoint.extents)[:3])
-            raise InputError("no such part", file=str(checkpoint.path), field=name, hint=f"parts are named {known}, ...")
+            hint = f"parts are named {known}, ..."
+            raise InputError("no such part", file=str(checkpoint.path), field=name, hint=hint)
         self._checkpoint = checkpoint
         self.name = name
         self._shape = checkpoint.shapes[name]
@@ -69,7 +70,7 @@ class PartView:
         source = lay(step.source, slab, step, buffer)
         for at, view in source.pieces:
             with LocalFile(self._checkpoint.file_paths[at.file], at.file) as f:
-                f.readinto(at.offset, view)
+                f.readinto(at.offset, view.data)
         out = np.empty((rows, parts, 4 * k), np.uint8)
         transcode(source.operand, Operand(F32_FLAT, (out,), parts), None)
         floats: Floats = out.view(np.float32)

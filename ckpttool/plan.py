@@ -76,7 +76,7 @@ def make_plan(source: Checkpoint, target: Target) -> Plan:
         InputError: what the source's headers and side files show to be wrong, all of it.
         UsageError: options that do not fit this source; a lossy step under `--lossless`.
     """
-    arch, dialect = _known(source)
+    arch = _known(source)
     raise_all(source.problems)
     assert source.sizes is not None
     out = arch.dialects[target.dialect]
@@ -95,9 +95,9 @@ def make_plan(source: Checkpoint, target: Target) -> Plan:
     return Plan(source, target, made.place, made.files, made.sidecars, steps, slabs, made.assumed, notes, name)
 
 
-def _known(source: Checkpoint) -> tuple[Arch, Dialect]:
+def _known(source: Checkpoint) -> Arch:
     if source.arch is not None and source.dialect is not None and source.sizes is not None:
-        return source.arch, source.dialect
+        return source.arch
     architecture = source.metadata.get("general.architecture")
     declared = getattr(architecture, "value", None) or (source.config or {}).get("model_type")
     for arch in arches():

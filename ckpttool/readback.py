@@ -18,7 +18,7 @@ CHUNK = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """`nbytes` of a file that must have CRC-32 `crc`: known already, or once slab `slab` is done (its range `index`)."""
+    """`nbytes` of a file with a CRC-32: `crc` where it is known already, else that of range `index` of slab `slab`."""
 
     offset: int
     nbytes: int
@@ -45,9 +45,7 @@ def _padding(start: int, stop: int) -> Stretch:
     return Stretch(start, stop - start, None, 0, zlib.crc32(bytes(stop - start)))
 
 
-def read_back(
-    file: LocalTarget, found: Sequence[Stretch], crc_of: Callable[[int, int], int | None]
-) -> str | None:
+def read_back(file: LocalTarget, found: Sequence[Stretch], crc_of: Callable[[int, int], int | None]) -> str | None:
     """The sha256 of the file as the disk gives it back, or None where the run has failed meanwhile.
 
     `crc_of(slab, index)` waits for the slab.
@@ -63,7 +61,7 @@ def read_back(
             return None
         crc = 0
         for at in range(stretch.offset, stretch.offset + stretch.nbytes, CHUNK):
-            view = buffer[: min(CHUNK, stretch.offset + stretch.nbytes - at)]
+            view = buffer[: min(CHUNK, stretch.offset + stretch.nbytes - at)].data
             file.readinto(at, view)
             digest.update(view)
             crc = zlib.crc32(view, crc)

@@ -50,9 +50,7 @@ def receipt(plan: Plan, outcome: Outcome) -> Conversion:
         {
             "path": str(plan.source.path),
             "dialect": plan.source.dialect.name,
-            "files": [
-                {"name": f.name, "nbytes": f.size, "header_sha256": f.header_sha256} for f in plan.source.files
-            ],
+            "files": [{"name": f.name, "nbytes": f.size, "header_sha256": f.header_sha256} for f in plan.source.files],
         },
         {"path": str(t.path), "dialect": t.dialect},
         {
@@ -112,11 +110,9 @@ def _tensors(plan: Plan, outcome: Outcome) -> list[TensorReceipt]:
             fidelity = step.fidelity
             if step.kind in (Kind.narrow, Kind.dequantize) and fidelity is Fidelity.lossy and not changed[t.name]:
                 fidelity = Fidelity.values
-            crc = _hex(_combined(sorted(pieces[t.name])))
-            out.append(
-                TensorReceipt(t.name, t.file, t.dtype, t.shape, t.offset, t.nbytes, crc, step.kind, fidelity,
-                              changed[t.name])  # fmt: skip
-            )
+            crc32 = _hex(_combined(sorted(pieces[t.name])))
+            place = (t.name, t.file, t.dtype, t.shape, t.offset, t.nbytes)
+            out.append(TensorReceipt(*place, crc32, step.kind, fidelity, changed[t.name]))
     return out
 
 

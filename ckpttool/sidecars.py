@@ -26,7 +26,7 @@ from ckpttool.target import Target
 CHUNK = 1 << 20
 CONFIG = "config.json"
 LEFT = (CONFIG, "README.md")
-"""Companions that a folder target does not take as they are: config.json is made, a model card speaks of its own files."""
+"""What a folder target does not take as it is: config.json is made; a model card speaks of its own files."""
 
 WORTH_A_WARNING = {
     "tokenizer.json": "text cannot be encoded",

@@ -16,7 +16,6 @@ from ckpttool.errors import CheckFailed, InputError
 from ckpttool.journal import Entry
 from ckpttool.steps import ByteRange, Kind, Side, Slab, Step, target_ranges
 
-
 ALIGNMENT = 64
 """Where a slab's output begins in the buffer: kernels view bytes as wider numbers."""
 
@@ -82,7 +81,7 @@ class Worker:
         begun = perf_counter()
         source = lay(step.source, slab, step, self._buffer)
         for at, view in source.pieces:
-            self._sources[at.file].readinto(at.offset, view)
+            self._sources[at.file].readinto(at.offset, view.data)
         read = perf_counter()
         target, changed = source, 0
         if not (step.kind is Kind.copy and step.same_layout):
@@ -94,8 +93,8 @@ class Worker:
         computed = perf_counter()
         crcs = []
         for at, (_, view) in zip(target_ranges(step, slab), target.pieces, strict=True):
-            self._targets[at.file].writeall(at.offset, view)
-            crcs.append(zlib.crc32(view))
+            self._targets[at.file].writeall(at.offset, view.data)
+            crcs.append(zlib.crc32(view.data))
         done = perf_counter()
         self.phases.read += read - begun
         self.phases.compute += computed - read

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from math import prod
 
 from ckpttool.archs.joins import Extent, PartShape
@@ -153,7 +154,7 @@ class Step:
         unit = self._unit
         size = max(unit, SLAB_NBYTES // max(1, self._row_nbytes()) // unit * unit)
         cuts = sorted({0, self.rows} | {x.stop for s in (self.source, self.target) for e in s.extents for x in e})
-        for start, stop in zip(cuts, cuts[1:], strict=False):
+        for start, stop in pairwise(cuts):
             for row in range(start, stop, size):
                 yield Slab(index, row, min(row + size, stop))
 

@@ -10,9 +10,7 @@ from types import MappingProxyType
 from ckpttool.codecs.formats import RECIPES, Recipe, ScaleRule, TieRule
 from ckpttool.errors import UsageError
 
-DIALECTS: Mapping[str, str] = MappingProxyType(
-    {"bf16": "hf-bf16", "mxfp4": "hf", "openai": "openai", "gguf": "gguf"}
-)
+DIALECTS: Mapping[str, str] = MappingProxyType({"bf16": "hf-bf16", "mxfp4": "hf", "openai": "openai", "gguf": "gguf"})
 """Which dialect each `--to` writes."""
 
 LEGAL: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -85,7 +83,8 @@ def target(
     if to not in LEGAL:
         raise UsageError(f"--to {to}: unknown", hint=f"choose one of {', '.join(LEGAL)}")
     if path.suffix == ".gguf" and to != "gguf":
-        raise UsageError(f"--to {to} writes a folder, but TARGET is {path.name}", hint="leave out .gguf, or say --to gguf")
+        hint = "leave out .gguf, or say --to gguf"
+        raise UsageError(f"--to {to} writes a folder, but TARGET is {path.name}", hint=hint)
     for option, value in (("experts", experts), ("outtype", outtype), ("dtype", dtype)):
         _check(to, option, value)
     if outtype == "mxfp4_moe" and experts not in (None, *MOE_EXPERTS):

@@ -64,7 +64,7 @@ def find_receipt(target: Path) -> Path:
         found = sorted(target.glob("*" + RECEIPT_SUFFIX))
         if len(found) == 1:
             return found[0]
-    hint = f"verify needs {RECEIPT_NAME} in the folder, or NAME.gguf{RECEIPT_SUFFIX} beside the GGUF, as convert writes them"
+    hint = f"convert writes {RECEIPT_NAME} into a folder, NAME.gguf{RECEIPT_SUFFIX} beside a GGUF"
     text = "has no receipt" if target.exists() else "no such file or folder"
     raise InputError(text, file=str(target), hint=hint)
 
@@ -107,9 +107,7 @@ def _file_findings(
         yield f"{name}: CRC-32 differs, outside the tensors"
 
 
-def _hashes(
-    file: LocalFile, tensors: Sequence[Mapping[str, Any]], progress: Progress
-) -> tuple[str, int, list[int]]:
+def _hashes(file: LocalFile, tensors: Sequence[Mapping[str, Any]], progress: Progress) -> tuple[str, int, list[int]]:
     """The file's sha256 and CRC-32, and the CRC-32 of each tensor, in one pass; tensors may not overlap."""
     digest, whole = hashlib.sha256(), 0
     crcs = [0] * len(tensors)
@@ -121,7 +119,7 @@ def _hashes(
         start = stop if i is None else tensors[i]["offset"]
         while at < stop:
             edge = start if at < start else stop
-            view = buffer[: min(CHUNK, edge - at)]
+            view = buffer[: min(CHUNK, edge - at)].data
             file.readinto(at, view)
             digest.update(view)
             whole = zlib.crc32(view, whole)

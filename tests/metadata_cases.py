@@ -27,7 +27,7 @@ Change = Callable[[dict[str, Any]], None]
 
 CONFIG: dict[str, Any] = {
     "architectures": ["GptOssForCausalLM"],
-    "eos_token_id": 271,
+    "eos_token_id": 270,
     "head_dim": D,
     "hidden_size": H,
     "intermediate_size": I,

@@ -8,6 +8,7 @@ config.json and the template, the reference's other files are copied as they are
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,19 +120,17 @@ def _number(entry: Scalar | Array, row: Mapping[str, Any]) -> Any:
     if entry.type not in _FLOATS:
         return None
     value = float(entry.value)
+    if not math.isfinite(value):
+        return None
     if row.get("integer") and value.is_integer():
         return int(value)
-    return shortest(value)
+    return shortest(value) if entry.type is ValueType.f32 else value
 
 
 def shortest(value: float) -> float:
     """The float with the shortest decimal text that rounds to the same f32: 1e-05 for 9.99999974737875e-06."""
-    packed = struct.pack("<f", value)
-    for digits in range(1, 10):
-        short = float(f"{value:.{digits}g}")
-        if struct.pack("<f", short) == packed:
-            return short
-    return value
+    texts = (float(f"{value:.{digits}g}") for digits in range(1, 10))
+    return next((short for short in texts if _same(short, value)), value)
 
 
 def _config(
@@ -230,7 +229,7 @@ def _tokenizer(
         theirs = theirs.get("content") if isinstance(theirs, dict) else theirs
         if theirs != text:
             out.warnings.append(
-                f"{role}_token is {text!r} in the GGUF, {theirs!r} in the reference: {tokenizer.CONFIG} is the reference's"
+                f"{role}_token is {text!r} in the GGUF, {theirs!r} in the reference: its {tokenizer.CONFIG} stays"
             )
 
 
@@ -284,7 +283,7 @@ def _generation(
     for key, name in SAMPLING.items():
         entry = metadata.get(f"general.sampling.{name}")
         if isinstance(entry, Scalar):
-            config[key] = shortest(entry.value) if isinstance(entry.value, float) else entry.value
+            config[key] = shortest(entry.value) if entry.type is ValueType.f32 else entry.value
     out.files[GENERATION] = (dumps(config, sort_keys=True) + "\n").encode()
 
 

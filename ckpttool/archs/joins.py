@@ -41,8 +41,8 @@ class PartShape:
 class Join:
     """One row of a dialect's table: which parts make the stored weight, and how.
 
-    `interleaved`: rows of the parts take turns; otherwise one part's rows follow the other's. `transposed`: the last two
-    axes are exchanged. `per_expert`: the weight holds one expert of each part.
+    `interleaved`: rows of the parts take turns; otherwise one part's rows follow the other's. `transposed`: the last
+    two axes are exchanged. `per_expert`: the weight holds one expert of each part.
     """
 
     parts: tuple[str, ...]

@@ -33,8 +33,9 @@ def _fingerprint() -> str:
 
 def inlined(function: F) -> F:
     """A function that kernels call; compiled as part of each of them."""
-    made: F = numba.njit(nogil=True)(function)
-    return made
+    made: Any = numba.njit(nogil=True)(function)
+    compiled: F = made
+    return compiled
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -75,7 +75,8 @@ _DTYPES: Final = {"BF16": BF16, "F16": F16, "F32": F32}
 _RULES: Final = {ScaleRule.floor: FLOOR, ScaleRule.even: EVEN, ScaleRule.rceil: RCEIL, ScaleRule.best: BEST}
 _TIES: Final = {TieRule.even: 0, TieRule.away: 1, TieRule.zero: 2}
 _UNITS: Final = {"BF16": np.uint16(0), "F16": np.uint32(0), "F32": np.uint32(0)}
-_THRESHOLDS: Final = (0x3E80, 0x3F40, 0x3FA0, 0x3FE0, 0x4020, 0x4060, 0x40A0)
+_LEVELS: Final = (8, 20, 26, 30, 34, 38, 42)
+"""The seven thresholds as `cpu_mxfp4` levels: four to a doubling, twice that with the values between."""
 _U8 = np.uint8(0)
 _I64 = np.int64(0)
 CHUNK: Final = 64
@@ -89,13 +90,13 @@ def _how(recipe: Recipe, packing: Packing, unit: Any) -> tuple[Ints, Ints]:
     """(rule, bump, ties, dropped code, ggml) and the seven limits of `cpu_mxfp4`, for a unit's bits.
 
     `bump` carries a maximum to the next exponent: from a significand of 1.75 (even), above 1.5 (rceil, whose F32
-    quotient max / 6 exceeds a power of two exactly there). A limit is the least |x| - scale that gets its code.
+    quotient max / 6 exceeds a power of two exactly there). A limit is the highest level that does not get its code: the
+    threshold's own, or the one below where ties go up.
     """
     mantissa = unit.dtype.itemsize * 8 - 9
     rule, ties = _RULES[recipe.scale], _TIES[recipe.ties]
     bump = {EVEN: 1 << (mantissa - 2), RCEIL: (1 << (mantissa - 1)) - 1}.get(rule, 0)
-    past = [int(ties == 2 or (ties == 0 and k % 2 == 0)) for k in range(7)]
-    limits = tuple(((t - (127 << 7)) << (mantissa - 7)) + p for t, p in zip(_THRESHOLDS, past, strict=True))
+    limits = tuple(level - (not (ties == 2 or (ties == 0 and k % 2 == 0))) for k, level in enumerate(_LEVELS))
     dropped = 16 if recipe.keeps_negative_zero else 8
     return (rule, bump, ties, dropped, int(packing is Packing.ggml)), limits
 

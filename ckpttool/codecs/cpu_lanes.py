@@ -69,6 +69,10 @@ class Lanes:
     def __ge__(self, other: Lanes | int) -> Lanes:
         return self._make(self.b.icmp_signed(">=", self.value, self._of(other)))
 
+    def exceeds(self, other: Lanes | int) -> Lanes:
+        """Mask of signed >; cheaper than >= where registers hold no masks."""
+        return self._make(self.b.icmp_signed(">", self.value, self._of(other)))
+
     def equals(self, other: Lanes | int) -> Lanes:
         """Mask of equality."""
         return self._make(self.b.icmp_signed("==", self.value, self._of(other)))

@@ -1,9 +1,10 @@
 """MXFP4 blocks and tiles as lane operations: what the kernels' inner loops do.
 
 BF16 and F32 differ only in the width of the mantissa, so each operation is written once for the `unit` (uint16 or
-uint32 lanes) whose bits it gets. Rounding works on those bits: for a scale byte s, d = |x| - (s << mantissa) orders
-magnitudes relative to the scale as signed integers, and the code is the number of thresholds that d reaches. This holds
-for 3 <= s <= 252, where nothing is subnormal and nothing overflows; kernels send all other blocks to `cpu_exact`.
+uint32 lanes) whose bits it gets. Rounding works on those bits, which order magnitudes as integers: how far one lies
+above an eighth of the scale is cut to a byte that keeps what matters (`_levels`), and the code is the number of limits
+that this byte exceeds. It holds for scale bytes 3 to 252, where no threshold is subnormal and no value overflows;
+kernels send all other blocks to `cpu_exact`.
 """
 
 from __future__ import annotations
@@ -34,29 +35,41 @@ I64 = ir.IntType(64)
 cgutils: Any = _cgutils
 
 
-def _thresholds(b: Builder, thresholds: Value, bits: int, n: int) -> list[Lanes]:
-    return [splat(b, b.extract_value(thresholds, k), bits, n) for k in range(7)]
+def _limits(b: Builder, limits: Value, n: int) -> list[Lanes]:
+    return [splat(b, b.extract_value(limits, k), 8, n) for k in range(7)]
 
 
 def _magnitude(x: Lanes) -> Lanes:
     return x & ((1 << (x.bits - 1)) - 1)
 
 
-def _codes(d: Lanes, thresholds: list[Lanes]) -> Lanes:
-    """0..7: how many thresholds `d` reaches."""
-    code = constant(d.b, 0, d.bits, d.n)
-    for t in thresholds:
-        code = code - (d >= t).resize(d.bits, signed=True)
+def _above_eighth(x: Lanes, base: Lanes) -> Lanes:
+    """r: how far |x| lies above an eighth of the scale, in bits; 128 steps (BF16) to each doubling, 0 below."""
+    return _magnitude(x).minus_or_zero(base)
+
+
+def _levels(r: Lanes) -> Lanes:
+    """r as bytes that still tell apart all that thresholds and ties do: twice r / 32 (BF16), plus 1 between these."""
+    drop = mantissa_bits(r.bits) - 2
+    return ((r >> drop) + ((r + ((1 << drop) - 1)) >> drop)).resize(8)
+
+
+def _codes(levels: Lanes, limits: list[Lanes]) -> Lanes:
+    """0..7: how many limits the levels exceed."""
+    code = constant(levels.b, 0, 8, levels.n)
+    for limit in limits:
+        code = code - levels.exceeds(limit).resize(8, signed=True)
     return code
 
 
-def _signed_codes(x: Lanes, shift: Lanes, thresholds: list[Lanes], dropped: Lanes) -> Lanes:
-    """Codes 0..15 of numbers `x` at scales `shift` (shifted to the exponent); the code `dropped` becomes 0."""
-    code = _codes(_magnitude(x) - shift, thresholds) | ((x >> (x.bits - 4)) & 8)
-    return constant(x.b, 0, x.bits, x.n).where(code.equals(dropped), code)
+def _signed_codes(x: Lanes, base: Lanes, limits: list[Lanes], dropped: Lanes) -> Lanes:
+    """Codes 0..15, as bytes; the code `dropped` becomes 0."""
+    sign = (x >> (x.bits - 4)).resize(8) & 8
+    code = _codes(_levels(_above_eighth(x, base)), limits) | sign
+    return constant(x.b, 0, 8, x.n).where(code.equals(dropped), code)
 
 
-def _gain(x: Lanes, shift: Lanes, thresholds: list[Lanes]) -> Lanes:
+def _gain(x: Lanes, base: Lanes, limits: list[Lanes]) -> Lanes:
     """(q1-q0)(2m-q0-q1) of each number, in units that make it whole: what scale+1 saves in squared error.
 
     m counts 2^-(mantissa+2) of the scale, q halves. Below a quarter both q are 0, so m may be anything there.
@@ -64,17 +77,26 @@ def _gain(x: Lanes, shift: Lanes, thresholds: list[Lanes]) -> Lanes:
     """
     mantissa = mantissa_bits(x.bits)
     one = 1 << mantissa
-    d = _magnitude(x) - shift
-    q0 = _halves(_codes(d, thresholds))
-    q1 = _halves(_codes(d - one, thresholds)) << 1
-    above_quarter = (d + 2 * one).where(d >= -2 * one, 0)
-    m = ((above_quarter & (one - 1)) | one) << ((above_quarter >> mantissa) & 7)
-    return (q1 - q0) * ((m << 1) - ((q0 + q1) << (mantissa + 1)))
+    r = _above_eighth(x, base)
+    levels = _levels(r)
+    q0 = _halves(_codes(levels, limits))
+    q1 = _halves(_codes(levels.minus_or_zero(8), limits))
+    q1 = q1 + q1
+    m = ((r & (one - 1)) | one) << (((r >> mantissa) - 1) & 7)
+    both = (q0 + q1).resize(x.bits)
+    return (q1 - q0).resize(x.bits, signed=True) * (m + m - (both << (mantissa + 1)))
 
 
 def _halves(code: Lanes) -> Lanes:
     """0, 1, 2, 3, 4, 6, 8, 12: twice the magnitude of a code."""
-    return code + code.minus_or_zero(4) + (code.minus_or_zero(6) << 1)
+    above_6 = code.minus_or_zero(6)
+    return code + code.minus_or_zero(4) + above_6 + above_6
+
+
+def _base(b: Builder, bits: int, scale: Value) -> Lanes:
+    """Bits of an eighth of the scale."""
+    less = b.sub(scale, ir.Constant(I64, 3))
+    return splat(b, b.shl(less, ir.Constant(I64, mantissa_bits(bits))), bits, 32)
 
 
 @lane_op(types.int64)
@@ -84,26 +106,23 @@ def block_maximum(b: Builder, bits: int, unit: Value, x: Value) -> Value:
 
 
 @lane_op(types.int64)
-def block_gain(b: Builder, bits: int, unit: Value, x: Value, scale: Value, thresholds: Value) -> Value:
+def block_gain(b: Builder, bits: int, unit: Value, x: Value, scale: Value, limits: Value) -> Value:
     """What scale+1 saves in a block; positive: take it."""
-    numbers = load(b, x, bits, 32)
-    shift = splat(b, b.shl(scale, ir.Constant(I64, mantissa_bits(bits))), bits, 32)
-    terms = _gain(numbers, shift, _thresholds(b, thresholds, bits, 32))
+    terms = _gain(load(b, x, bits, 32), _base(b, bits, scale), _limits(b, limits, 32))
     wide = terms.resize(2 * bits, signed=True).reduce("add")
     return b.sext(wide, I64) if bits == 16 else wide
 
 
-def _encode(b: Builder, bits: int, x: Value, scale: Value, thresholds: Value, dropped: Value) -> Lanes:
-    shift = splat(b, b.shl(scale, ir.Constant(I64, mantissa_bits(bits))), bits, 32)
-    limits = _thresholds(b, thresholds, bits, 32)
-    return _signed_codes(load(b, x, bits, 32), shift, limits, splat(b, dropped, bits, 32))
+def _encode(b: Builder, bits: int, x: Value, scale: Value, limits: Value, dropped: Value) -> Lanes:
+    drop = splat(b, dropped, 8, 32)
+    return _signed_codes(load(b, x, bits, 32), _base(b, bits, scale), _limits(b, limits, 32), drop)
 
 
 @lane_op(types.void)
 def encode_pair(b: Builder, bits: int, unit: Value, x: Value, s: Value, t: Value, dropped: Value, out: Value) -> None:
     """16 bytes of 32 numbers at scale byte `s`: neighbours share a byte."""
-    both = _encode(b, bits, x, s, t, dropped).recast(2 * bits)
-    store((both | (both >> (bits - 4))).resize(8), out)
+    both = _encode(b, bits, x, s, t, dropped).recast(16)
+    store((both | (both >> 4)).resize(8), out)
 
 
 @lane_op(types.void)
@@ -111,37 +130,40 @@ def encode_ggml(b: Builder, bits: int, unit: Value, x: Value, s: Value, t: Value
     """16 bytes of 32 numbers at scale byte `s`: the halves share a byte."""
     codes = _encode(b, bits, x, s, t, dropped)
     low, high = codes.shuffle(codes, range(16)), codes.shuffle(codes, range(16, 32))
-    store((low | (high << 4)).resize(8), out)
+    store(low | (high << 4), out)
 
 
 def _decoded(codes: Lanes, base: Lanes) -> Lanes:
-    """Bits of the values of codes 0..15; `base` is scale - 1 at the exponent: the bits of half the scale."""
+    """Bits of the values of codes 0..15 (bytes): 0, and then 1, 3, 4 ... 8 quarters of a doubling above `base`."""
     magnitude = codes & 7
-    value = (magnitude << (mantissa_bits(codes.bits) - 1)) + base
-    value = base.where(magnitude.equals(1), value)
-    value = constant(codes.b, 0, codes.bits, codes.n).where(magnitude.equals(0), value)
-    return value | ((codes & 8) << (codes.bits - 4))
+    step = (magnitude - magnitude.exceeds(1).resize(8, signed=True)) | ((codes & 8) << 4)
+    wide = step.resize(base.bits)
+    quarters = wide & 15
+    value = (quarters << (mantissa_bits(base.bits) - 1)) + base
+    value = constant(codes.b, 0, base.bits, codes.n).where(quarters.equals(0), value)
+    return value | ((wide & 128) << (base.bits - 8))
 
 
-def _base(b: Builder, bits: int, scale: Value) -> Lanes:
-    less = b.sub(scale, ir.Constant(I64, 1))
-    return splat(b, b.shl(less, ir.Constant(I64, mantissa_bits(bits))), bits, 32)
+def _below_half(scale: Lanes) -> Lanes:
+    """The base of `_decoded`: half the scale's bits, less half a doubling."""
+    mantissa = mantissa_bits(scale.bits)
+    return ((scale - 1) << mantissa) - (1 << (mantissa - 1))
 
 
 @lane_op(types.void)
 def decode_pair(b: Builder, bits: int, unit: Value, blocks: Value, scale: Value, out: Value) -> None:
     """32 numbers of 16 bytes at a scale byte."""
-    byte = load(b, blocks, 8, 16).resize(2 * bits)
-    codes = ((byte & 15) | ((byte >> 4) << bits)).recast(bits)
-    store(_decoded(codes, _base(b, bits, scale)), out)
+    byte = load(b, blocks, 8, 16).resize(16)
+    codes = ((byte & 15) | ((byte >> 4) << 8)).recast(8)
+    store(_decoded(codes, _below_half(splat(b, scale, bits, 32))), out)
 
 
 @lane_op(types.void)
 def decode_ggml(b: Builder, bits: int, unit: Value, blocks: Value, scale: Value, out: Value) -> None:
     """32 numbers of 16 bytes at a scale byte."""
-    byte = load(b, blocks, 8, 16).resize(bits)
+    byte = load(b, blocks, 8, 16)
     codes = (byte & 15).shuffle(byte >> 4, range(32))
-    store(_decoded(codes, _base(b, bits, scale)), out)
+    store(_decoded(codes, _below_half(splat(b, scale, bits, 32))), out)
 
 
 @lane_op(types.void)
@@ -188,17 +210,17 @@ def tile_scales(b: Builder, bits: int, unit: Value, x: Value, stride: Value, bum
 
 
 @lane_op(types.void)
-def tile_raise(b: Builder, bits: int, unit: Value, x: Value, stride: Value, thresholds: Value, scales: Value) -> None:
+def tile_raise(b: Builder, bits: int, unit: Value, x: Value, stride: Value, limits: Value, scales: Value) -> None:
     """Add 1 to the scales of those columns whose squared error it lowers, below 252."""
     n = VECTOR_BITS // bits
     scale = load(b, scales, bits, n)
-    shift, limits = scale << mantissa_bits(bits), _thresholds(b, thresholds, bits, n)
+    base, over = (scale - 3) << mantissa_bits(bits), _limits(b, limits, n)
     total = cgutils.alloca_once_value(b, constant(b, 0, 2 * bits, n).value)
     with cgutils.for_range(b, ir.Constant(I64, 8)) as loop:
         terms = constant(b, 0, bits, n)
         for i in range(4):
             row = b.add(b.mul(loop.index, ir.Constant(I64, 4)), ir.Constant(I64, i))
-            terms = terms + _gain(load(b, offset(b, x, row, stride), bits, n), shift, limits)
+            terms = terms + _gain(load(b, offset(b, x, row, stride), bits, n), base, over)
         b.store((Lanes(b, b.load(total)) + terms.resize(2 * bits, signed=True)).value, total)
     gains = (Lanes(b, b.load(total)) >= 1).resize(bits)
     store(scale + gains.where(constant(b, 251, bits, n) >= scale, 0), scales)
@@ -206,7 +228,7 @@ def tile_raise(b: Builder, bits: int, unit: Value, x: Value, stride: Value, thre
 
 @lane_op(types.void)
 def tile_encode(
-    b: Builder, bits: int, unit: Value, x: Value, stride: Value, scales: Value, thresholds: Value, dropped: Value,
+    b: Builder, bits: int, unit: Value, x: Value, stride: Value, scales: Value, limits: Value, dropped: Value,
     step: Value, distance: Value, blocks: Value, at: Value,
 ) -> None:  # fmt: skip
     """Codes of a tile's columns: 16 bytes each to `at` past the addresses in `blocks`.
@@ -214,15 +236,15 @@ def tile_encode(
     Byte j joins rows j * step and j * step + distance.
     """
     n = VECTOR_BITS // bits
-    shift = load(b, scales, bits, n) << mantissa_bits(bits)
-    limits, drop = _thresholds(b, thresholds, bits, n), splat(b, dropped, bits, n)
+    base = (load(b, scales, bits, n) - 3) << mantissa_bits(bits)
+    over, drop = _limits(b, limits, n), splat(b, dropped, 8, n)
     byte_type = ir.VectorType(ir.IntType(8), n)
     rows = cgutils.alloca_once(b, byte_type, size=16)
     with cgutils.for_range(b, ir.Constant(I64, 16)) as loop:
         first = offset(b, x, b.mul(loop.index, step), stride)
-        low = _signed_codes(load(b, first, bits, n), shift, limits, drop)
-        high = _signed_codes(load(b, offset(b, first, distance, stride), bits, n), shift, limits, drop)
-        b.store((low | (high << 4)).resize(8).value, b.gep(rows, [loop.index]))
+        low = _signed_codes(load(b, first, bits, n), base, over, drop)
+        high = _signed_codes(load(b, offset(b, first, distance, stride), bits, n), base, over, drop)
+        b.store((low | (high << 4)).value, b.gep(rows, [loop.index]))
     bytes_by_row = [Lanes(b, b.load(b.gep(rows, [ir.Constant(I64, j)]))) for j in range(16)]
     for i, bytes_of in enumerate(transposed(bytes_by_row, 16)):
         for piece in range(n // 16):
@@ -244,7 +266,7 @@ def tile_decode(
 ) -> None:  # fmt: skip
     """A tile's columns of 32 numbers from 16 bytes each, `at` past the addresses in `blocks`; see `tile_encode`."""
     n = VECTOR_BITS // bits
-    base = (load(b, scales, 8, n).resize(bits) - 1) << mantissa_bits(bits)
+    base = _below_half(load(b, scales, 8, n).resize(bits))
     byte_type = ir.VectorType(ir.IntType(8), n)
     rows = cgutils.alloca_once(b, byte_type, size=16)
     sources = []
@@ -254,7 +276,7 @@ def tile_decode(
     for j, row in enumerate(transposed(sources, 16)):
         b.store(row.value, b.gep(rows, [ir.Constant(I64, j)]))
     with cgutils.for_range(b, ir.Constant(I64, 16)) as loop:
-        byte = Lanes(b, b.load(b.gep(rows, [loop.index]))).resize(bits)
+        byte = Lanes(b, b.load(b.gep(rows, [loop.index])))
         first = offset(b, out, b.mul(loop.index, step), stride)
         store(_decoded(byte & 15, base), first)
         store(_decoded(byte >> 4, base), offset(b, first, distance, stride))

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ckpttool.codecs import cpu
+from ckpttool.codecs.formats import F32_FLAT, MXFP4, Q8_0, Codec, Packing, Recipe
 from ckpttool.codecs.plain import BadValue
 from ckpttool.codecs.reference import BadBlock
-from ckpttool.codecs.formats import F32_FLAT, MXFP4, Q8_0, Codec, Packing, Recipe
 
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
@@ -106,9 +106,7 @@ def _from_columns(source: Operand, target: Operand, recipe: Recipe | None) -> in
 def _to_columns(source: Operand, target: Operand) -> int:
     """One expert, rows [R, p, ...] to columns [K, N]."""
     if source.codec.format == MXFP4 and target.codec.name in ("BF16", "F32"):
-        cpu.dequantize_columns(
-            *source.blocks_and_scales, source.codec.packing, target.elements, target.codec.name
-        )
+        cpu.dequantize_columns(*source.blocks_and_scales, source.codec.packing, target.elements, target.codec.name)
         return 0
     if source.codec == target.codec:
         cpu.transpose_to_columns(source.elements, target.elements)
