@@ -13,12 +13,13 @@ from typing import Any, Protocol
 from ckpttool.archs import config as configs
 from ckpttool.archs.companions import from_gguf
 from ckpttool.archs.gguf_metadata import parameter_counts, to_gguf
+from ckpttool.archs.json_files import read_object
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.choice import chosen_outtype
 from ckpttool.containers import gguf
 from ckpttool.containers.index import render_index
 from ckpttool.containers.layout import FileLayout
-from ckpttool.errors import InputError
+from ckpttool.errors import CkptError, InputError, raise_all
 from ckpttool.layouts import Draft
 from ckpttool.locate import LICENCE_PREFIXES, companions
 from ckpttool.target import Target
@@ -159,8 +160,32 @@ def canonical_companions(source: Checkpoint, target: Target) -> Canonical:
         raise InputError("config.json is missing", file=str(source.root), hint=hint)
     if "model_type" in source.config:
         return Canonical(path.read_bytes(), source.companions)
-    config, rows = configs.openai_to_hf(table, source.config)
-    return Canonical(configs.render(config), source.companions, tuple(Assumed(*row) for row in rows))
+    config_text, assumed = _from_openai(table, source.config, target.reference)
+    return Canonical(config_text, source.companions, assumed)
+
+
+def _from_openai(
+    table: Mapping[str, Any], openai: Mapping[str, Any], reference: Path | None
+) -> tuple[bytes, tuple[Assumed, ...]]:
+    """config.json for an original/config.json: the reference's where it has one, else with what is assumed.
+
+    Raises:
+        InputError: the reference contradicts what original/config.json states.
+    """
+    made, rows = configs.openai_to_hf(table, openai)
+    path = companions(reference).get(CONFIG) if reference else None
+    theirs = read_object(path, CONFIG) if path else {}
+    if path is None or "model_type" not in theirs:
+        return configs.render(made), tuple(Assumed(*row) for row in rows)
+    problems: list[CkptError] = []
+    for row in table["openai"]["keys"]:
+        ours, stated = configs.get(made, row["config"]), configs.get(theirs, row["config"])
+        if stated not in (ours, configs.MISSING):
+            text = f"is {stated!r} in the reference, but original/config.json says {ours!r}"
+            where, hint = configs.field(theirs, row["config"]), "is the reference this model's own folder?"
+            problems.append(InputError(text, file=CONFIG, field=where, hint=hint))
+    raise_all(problems)
+    return path.read_bytes(), ()
 
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
