@@ -86,7 +86,12 @@ CASES: dict[str, dict[str, Any]] = {
         "config": _config(
             "rope_scaling", "rope_theta", "quantization_config", rope_parameters=V5_ROPE, dtype="bfloat16"
         ),
-        "settings": {**cases.SETTINGS, "add_bos_token": False, "chat_template": TEMPLATE, "unk_token": None},
+        "settings": {
+            **cases.SETTINGS,
+            "add_bos_token": False,
+            "chat_template": TEMPLATE.replace("\r", ""),
+            "unk_token": None,
+        },
         "change": _strings,
         "compact": True,
         "files": {"chat_template.jinja": "not this one"},
@@ -95,6 +100,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "odd tokens": {"change": _odd_tokens, "settings": None, "config": _config(_name_or_path="org/base-7B-instruct")},
     "x": {
+        "change": _odd_tokens,
         "config": _config(rope_scaling={"rope_type": "linear", "factor": 2}, bos_token_id=268, mask_token_id=3),
         "settings": {
             "eos_token": {"__type": "AddedToken", "content": "<|call|>", "special": True},
@@ -102,6 +108,8 @@ CASES: dict[str, dict[str, Any]] = {
             "added_tokens_decoder": {
                 "272": {"content": "<|reserved_9|>", "special": False, "normalized": False},
                 "271": {"content": "<|call|>", "special": True, "normalized": False},
+                "274": {"content": "x y", "special": False, "normalized": False},
+                "276": {"content": "plain", "special": True, "normalized": False},
             },
             "chat_template": [{"name": "default", "template": "D"}, {"name": "tool use", "template": "T"}],
         },
@@ -195,6 +203,9 @@ def test_all_that_config_lacks_is_named_at_once(tmp_path: Path, arch: dict[str, 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        ("vocab_size", "400"),
+        ("vocab_size", 1 << 40),
+        ("vocab_size", 0),
         ("hidden_size", -1),
         ("hidden_size", 1 << 32),
         ("hidden_size", True),

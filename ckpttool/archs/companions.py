@@ -144,8 +144,11 @@ def _config(
     carried = dict(stated)
     if tokens is not None:
         carried["vocab_size"] = tokens.tokens.count
-    ids = {path: _id(metadata, role) for path, role in arch["config"]["tokens"].items()}
-    roles = {path: i for path, i in ids.items() if i is not None}
+    others = set(tokenizer.ID_KEYS) - set(
+        arch["tokenizer"]["roles"]["names"]
+    )  # no published file says where to put them
+    places = {**arch["config"]["tokens"], **{f"{role}_token_id": role for role in sorted(others)}}
+    roles = {path: i for path, role in places.items() if (i := _id(metadata, role)) is not None}
     if configs.FILE in reference:
         return _checked(carried, roles, read_text(reference[configs.FILE], configs.FILE, CONFIG_LIMIT))
     config: dict[str, Any] = {}
@@ -283,7 +286,7 @@ def _generation(
     for key, name in SAMPLING.items():
         entry = metadata.get(f"general.sampling.{name}")
         if isinstance(entry, Scalar):
-            config[key] = shortest(entry.value) if entry.type is ValueType.f32 else entry.value
+            config[key] = shortest(float(entry.value)) if entry.type is ValueType.f32 else entry.value
     out.files[GENERATION] = (dumps(config, sort_keys=True) + "\n").encode()
 
 

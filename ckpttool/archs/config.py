@@ -42,6 +42,8 @@ def rope(config: Mapping[str, Any]) -> dict[str, Any]:
         out = {}
     if "rope_type" not in out and "type" in out:
         out["rope_type"] = out["type"]
+    if "attention_factor" not in out and "attn_factor" in out:
+        out["attention_factor"] = out["attn_factor"]
     if "rope_theta" not in out and config.get("rope_theta") is not None:
         out["rope_theta"] = config["rope_theta"]
     return out

@@ -22,6 +22,9 @@ from ckpttool.errors import CkptError, InputError, raise_all
 __all__ = ["ParameterCounts", "default_name", "parameter_counts", "to_gguf"]
 
 Metadata = dict[str, Scalar | Array]
+VOCAB_LIMIT = 1 << 22
+"""Tokens; a list of them is made in memory, so an absurd number must not be believed."""
+
 _WHY = "llama.cpp's converter writes it"
 _NUMBERS = {"u32": u32, "f32": f32}
 
@@ -54,7 +57,7 @@ def to_gguf(
     except CkptError as e:
         problems += getattr(e, "problems", (e,))
     try:
-        if type(config.get("vocab_size")) is int:
+        if not any(p.field == "vocab_size" for p in problems):
             words, warnings = tokenizer.to_gguf(arch, config, files)
     except CkptError as e:
         problems += getattr(e, "problems", (e,))
@@ -71,8 +74,12 @@ def model_keys(arch: Mapping[str, Any], config: Mapping[str, Any], given: Mappin
     problems: list[CkptError] = []
     out: Metadata = {}
     kind = configs.get(config, "rope.rope_type")
-    if configs.get(config, "vocab_size") is configs.MISSING:
+    size = configs.get(config, "vocab_size")
+    if size is configs.MISSING:
         problems.append(configs.missing(config, "vocab_size", "the tokenizer is padded to it"))
+    elif type(size) is not int or not 0 < size <= VOCAB_LIMIT:
+        what = f"is {size!r}, which is no size of a vocabulary"
+        problems.append(InputError(what, file=configs.FILE, field="vocab_size", hint="correct it"))
     for row in arch["gguf"]["keys"]:
         key = row["key"].format(arch=arch["arch"]["gguf"])
         if "given" in row or "value" in row:

@@ -155,7 +155,7 @@ def vocabulary(
             problems.append(_beyond(token, i, vocab_size))
             continue
         special = flags.get(token)
-        text = token if entry.get("normalized", True) else _decoded(token, alphabet)
+        text = token if entry.get("normalized", True) else decoded(token, alphabet)
         control = (entry.get("special") is True if special is None else special) or _looks_special(text)
         texts[i] = text if control else text.replace("\u2581", " ")
         types[i] = CONTROL if control else USER_DEFINED
@@ -197,7 +197,7 @@ def _beyond(token: str, i: int, vocab_size: int) -> InputError:
     )
 
 
-def _decoded(token: str, alphabet: Mapping[str, int]) -> str:
+def decoded(token: str, alphabet: Mapping[str, int]) -> str:
     """What the tokenizer decodes an added token to: its decoder takes byte characters for bytes wherever it can."""
     if all(c in alphabet for c in token):
         return bytes(alphabet[c] for c in token).decode("utf-8", "replace")

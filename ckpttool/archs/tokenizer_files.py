@@ -16,7 +16,18 @@ from json.encoder import encode_basestring  # serde_json, which writes the publi
 from typing import Any
 
 from ckpttool.archs.json_files import dumps
-from ckpttool.archs.tokenizer import ADD_KEYS, CONFIG, CONTROL, FILE, ID_KEYS, NORMAL, UNUSED, USER_DEFINED
+from ckpttool.archs.tokenizer import (
+    ADD_KEYS,
+    CONFIG,
+    CONTROL,
+    FILE,
+    ID_KEYS,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    byte_alphabet,
+    decoded,
+)
 from ckpttool.containers.gguf_values import Array, Scalar, ValueType
 from ckpttool.errors import InputError
 
@@ -149,11 +160,20 @@ class TokenizerStream:
 
 
 def _added(table: Mapping[str, Any], tokens: Tokens) -> list[dict[str, Any]]:
-    flags = table["added"]
-    return [
-        {"id": i, "content": text, **flags, **({} if kind == CONTROL else {"special": False})}
-        for i, text, kind in tokens.added
-    ]
+    """The added tokens with the arch's flags, but for what the GGUF says otherwise.
+
+    A text that the decoder would change was not decoded on the way into the GGUF, as happens to normalized tokens.
+    """
+    alphabet = byte_alphabet()
+    out = []
+    for i, text, kind in tokens.added:
+        flags = dict(table["added"])
+        if kind != CONTROL:
+            flags["special"] = False
+        if decoded(text, alphabet) != text:
+            flags["normalized"] = True
+        out.append({"id": i, "content": text, **flags})
+    return out
 
 
 def _indented(value: list[Any], by: int) -> str:

@@ -20,7 +20,7 @@ from ckpttool.errors import InputError
 RUN = 1 << 18
 """Bytes that are parsed at a time."""
 
-_TRIES = 256
+_TRIES = 16
 _VOCAB = re.compile(rb'"vocab"\s*:\s*(?=\{)')
 _MERGES = re.compile(rb'"merges"\s*:\s*(?=\[)')
 _CUT_VOCAB = re.compile(rb'[0-9]\s*(?=,\s*")')
