@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ LEGAL: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
 
 MOE_EXPERTS = ("auto", "keep", "mxfp4")
 """What `--experts` may say beside `--outtype mxfp4_moe`."""
+
+K_QUANT = re.compile(r"q[2-6]_k(_[sml])?|iq[1-4]_(x{0,2}s|m)|tq[12]_0", re.IGNORECASE)
+"""llama-quantize's words for formats with blocks of 256 elements."""
 
 SAFETENSORS_SHARD = 5_000_000_000
 MAX_MEMORY = 512_000_000
@@ -76,6 +80,8 @@ def target(
         UsageError: an unknown word, or a combination outside `LEGAL`, with the legal choice named.
     """
     path = Path(path)
+    for option, value in (("to", to), ("experts", experts), ("outtype", outtype)):
+        _refuse_k_quant(option, value)
     to = to or ("gguf" if path.suffix == ".gguf" else None)
     if to is None:
         hint = f"give --to {{{','.join(LEGAL)}}}, or a TARGET that ends in .gguf"
@@ -102,6 +108,18 @@ def target(
         Path(reference) if reference is not None else None,
         model_name,
     )
+
+
+def _refuse_k_quant(option: str, value: str | None) -> None:
+    if value is None or not K_QUANT.fullmatch(value):
+        return
+    instead = {
+        "experts": "--experts mxfp4, which has 4.25 bits an element, or --experts q8_0",
+        "outtype": "--outtype mxfp4_moe (experts MXFP4 with 4.25 bits an element, the rest Q8_0), or --outtype q8_0",
+        "to": "--to gguf --outtype mxfp4_moe (experts MXFP4 with 4.25 bits an element, the rest Q8_0)",
+    }[option]
+    text = f"--{option} {value} has blocks of 256 elements, and 2880, the length of gpt-oss' rows, is no multiple of 256"
+    raise UsageError(text, hint=f"type {instead}")
 
 
 def _check(to: str, option: str, value: str | None) -> None:
