@@ -1,11 +1,12 @@
 """Synthetic gpt-oss folders with the layers of gpt-oss-20b, written as fast as memory takes them.
 
-Experts hold what trained ones look like to a converter: Gaussian BF16 weights of scale 0.02, or any MXFP4 codes with the
-scale bytes that such weights have. Values repeat with a period of one expert, which no converter notices.
+Experts hold what trained ones look like to a converter: Gaussian BF16 weights of scale 0.02, or random MXFP4 codes with
+the scale bytes of such weights. Values repeat every 16 million, which no converter notices.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
@@ -145,3 +146,20 @@ def _pools() -> dict[str, NDArray[np.generic]]:
         "U8": rng.integers(0, 256, POOL - 1, np.uint8),
         "scales": rng.integers(117, 123, POOL - 1, np.uint8),
     }
+
+
+def main() -> None:
+    """What the benchmarks call, in a process of its own: FOLDER {mxfp4,bf16} --layers 2 ..."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("experts_format", choices=("mxfp4", "bf16"))
+    parser.add_argument("--tokenizer", type=Path, default=FIXTURE)
+    for name in ("layers", "experts", "vocab"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Size, name))
+    asked = parser.parse_args()
+    size = Size(asked.layers, asked.experts, asked.vocab)
+    write_folder(asked.folder, size, asked.experts_format, asked.tokenizer)
+
+
+if __name__ == "__main__":
+    main()
