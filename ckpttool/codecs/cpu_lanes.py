@@ -205,6 +205,14 @@ def offset(b: Builder, address: Value, index: Value, stride: Value | int) -> Val
     return b.add(address, b.mul(index, step))
 
 
+def prefetch(b: Builder, address: Value, *, write: bool = False) -> None:
+    """Ask for the cache line of an address, which need not exist."""
+    i32 = ir.IntType(32)
+    pointer = b.inttoptr(address, ir.IntType(8).as_pointer())
+    name = "llvm.prefetch.p0" if ir.IntType(8).as_pointer().is_opaque else "llvm.prefetch.p0i8"
+    call(b, name, ir.VoidType(), [pointer, *(ir.Constant(i32, v) for v in (int(write), 3, 1))])
+
+
 def element(b: Builder, array: Value, i: int) -> Value:
     """Element `i` of an array of int64 at an address."""
     i64 = ir.IntType(64)

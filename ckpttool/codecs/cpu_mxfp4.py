@@ -26,6 +26,7 @@ from ckpttool.codecs.cpu_lanes import (
     load,
     mantissa_bits,
     offset,
+    prefetch,
     splat,
     store,
     transposed,
@@ -199,9 +200,12 @@ def _ordinary(scale: Lanes) -> Lanes:
 def tile_scales(b: Builder, bits: int, unit: Value, x: Value, stride: Value, bump: Value, scales: Value) -> Value:
     """Scales of a tile's columns, to `scales` as numbers of the unit; the mask of columns in which all is ordinary."""
     n = VECTOR_BITS // bits
+    below = b.mul(stride, ir.Constant(I64, 32))
     highest = cgutils.alloca_once_value(b, constant(b, 0, bits, n).value)
     with cgutils.for_range(b, ir.Constant(I64, 32)) as loop:
-        row = _magnitude(load(b, offset(b, x, loop.index, stride), bits, n))
+        at = offset(b, x, loop.index, stride)
+        prefetch(b, b.add(at, below))
+        row = _magnitude(load(b, at, bits, n))
         b.store(row.larger(Lanes(b, b.load(highest))).value, highest)
     amax = Lanes(b, b.load(highest))
     scale = ((amax + splat(b, bump, bits, n)) >> mantissa_bits(bits)) - 2
@@ -266,6 +270,7 @@ def tile_decode(
 ) -> None:  # fmt: skip
     """A tile's columns of 32 numbers from 16 bytes each, `at` past the addresses in `blocks`; see `tile_encode`."""
     n = VECTOR_BITS // bits
+    below = b.mul(stride, ir.Constant(I64, 32))
     base = _below_half(load(b, scales, 8, n).resize(bits))
     byte_type = ir.VectorType(ir.IntType(8), n)
     rows = cgutils.alloca_once(b, byte_type, size=16)
@@ -278,5 +283,8 @@ def tile_decode(
     with cgutils.for_range(b, ir.Constant(I64, 16)) as loop:
         byte = Lanes(b, b.load(b.gep(rows, [loop.index])))
         first = offset(b, out, b.mul(loop.index, step), stride)
+        second = offset(b, first, distance, stride)
+        prefetch(b, b.add(first, below), write=True)
+        prefetch(b, b.add(second, below), write=True)
         store(_decoded(byte & 15, base), first)
-        store(_decoded(byte >> 4, base), offset(b, first, distance, stride))
+        store(_decoded(byte >> 4, base), second)
