@@ -102,11 +102,12 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) ->
     config = _config(beside) if located.container == "safetensors" else None
     arch = _arch(located.container, metadata, config)
     stored = [t for h in headers for t in _ordered(h.tensors, located.container)]
-    problems = [*_against_index(stored, located), *_doubled(stored)]
+    problems = [*_against_index(stored, located), *_doubled(stored), *_against_split(headers, files)]
     weights, more = _weights(stored, located.container)
     problems += more
     arch, dialect = _dialect(arch, located.container, weights)
-    sizes = _sizes(arch, metadata, config) if arch else None
+    sizes, more = _sizes(arch, metadata, config)
+    problems += more
     claims = _claims(dialect, weights)
     shapes = arch.shapes(sizes) if arch and sizes else {}
     extents: dict[str, tuple[Extent, ...]] = {}
@@ -149,6 +150,22 @@ def _against_index(stored: Sequence[StoredTensor], located: Located) -> Iterable
             yield InputError(f"says {file}, but {have[tensor]} holds it", file=name, field=tensor, hint=hint)
     for tensor in have.keys() - located.weight_map.keys():
         yield InputError(f"in {have[tensor]}, but not in the index", file=name, field=tensor, hint=hint)
+
+
+def _against_split(headers: Sequence[Any], files: Sequence[SourceFile]) -> Iterable[CkptError]:
+    """A GGUF split set must be whole and in order; `split.count` 0 is what merging leaves behind."""
+    for i, (header, file) in enumerate(zip(headers, files, strict=True)):
+        metadata = getattr(header, "metadata", {})
+        count, no = (getattr(metadata.get(key), "value", None) for key in ("split.count", "split.no"))
+        if not isinstance(count, int) or count < 2:
+            continue
+        if count != len(files):
+            hint = "keep the set together under its own names, name-00001-of-NNNNN.gguf, and give the first"
+            yield InputError(
+                f"is one of {count}, but {len(files)} found", file=file.name, field="split.count", hint=hint
+            )
+        elif no != i:
+            yield InputError(f"is {no}, in place {i}", file=file.name, field="split.no", hint="files were renamed")
 
 
 def _doubled(stored: Sequence[StoredTensor]) -> Iterable[CkptError]:
@@ -238,8 +255,12 @@ def _dialect(arch: Arch | None, container: str, weights: Sequence[Weight]) -> tu
     return best[1], best[2]
 
 
-def _sizes(arch: Arch, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None) -> Sizes | None:
-    """The letters of the shapes, from whichever side file speaks for this checkpoint; None where there is none."""
+def _sizes(
+    arch: Arch | None, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None
+) -> tuple[Sizes | None, list[CkptError]]:
+    """The letters of the shapes, from whichever side file speaks for this checkpoint; None where none does."""
+    if arch is None:
+        return None, []
     if metadata:
         found: dict[str, Any] = {}
         for letter, key in arch.table["gguf_sizes"].items():
@@ -250,11 +271,14 @@ def _sizes(arch: Arch, metadata: Mapping[str, gguf.Value], config: Mapping[str, 
         keys = arch.size_keys if config.get("model_type") else arch.table["openai_sizes"]
         found, where = {letter: config.get(key) for letter, key in keys.items()}, "config.json"
     else:
-        return None
-    bad = [keys[letter] for letter, n in found.items() if type(n) is not int or not 0 < n < 1 << 24]
-    if bad:
-        raise InputError(f"{', '.join(bad)}: missing, or no sensible size", file=where, hint="is it this model's file?")
-    return found
+        return None, []
+    hint = "is it this model's file?"
+    bad: list[CkptError] = [
+        InputError("is missing" if n is None else f"is {n!r}, which is no size", file=where, field=keys[x], hint=hint)
+        for x, n in found.items()
+        if type(n) is not int or not 0 < n < 1 << 24
+    ]
+    return (None if bad else found), bad
 
 
 def _claims(dialect: Dialect | None, weights: Sequence[Weight]) -> dict[str, Claim]:

@@ -11,16 +11,18 @@ import contextlib
 import os
 import shutil
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
+from ckpttool.codecs import cpu
 from ckpttool.commit import exists_error, move_in, sync_folder
 from ckpttool.containers.source import LocalFile, LocalTarget
+from ckpttool.crc import crc32
 from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError
 from ckpttool.journal import Entry, Journal, read_entries
 from ckpttool.place import Place
@@ -184,7 +186,7 @@ def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:
             return False
         buffer = np.empty(at.nbytes, np.uint8).data
         held[at.file].readinto(at.offset, buffer)
-        if zlib.crc32(buffer) != crc:
+        if crc32(buffer) != crc:
             return False
     return True
 
@@ -250,7 +252,7 @@ def _convert(
     with contextlib.ExitStack() as stack:
         stack.callback(journal.close)
         sources = {f.name: stack.enter_context(LocalFile(f.path, f.name)) for f in plan.source.files}
-        targets = {f.name: stack.enter_context(_made(place.staged / f.name, f.size, f.header)) for f in plan.files}
+        targets = _prepared(plan, stack)
         prepared = perf_counter()
         run = _Run(plan, done, journal, progress)
         for entry in done.values():
@@ -278,6 +280,21 @@ def _convert(
         _write_durably(place.staged / place.receipt_name, dump(conversion))
         sync_folder(place.staged)
     return conversion
+
+
+def _prepared(plan: Plan, stack: contextlib.ExitStack) -> dict[str, LocalTarget]:
+    """All target files, preallocated, while the kernels are being loaded: the one waits for the disk, the other not."""
+    with ThreadPoolExecutor(4) as pool:
+        made = {f.name: pool.submit(_made, plan.place.staged / f.name, f.size, f.header) for f in plan.files}
+        cpu.backend()
+        for file in made.values():
+            stack.callback(_close, file)
+    return {name: file.result() for name, file in made.items()}
+
+
+def _close(file: Future[LocalTarget]) -> None:
+    if file.exception() is None:
+        file.result().close()
 
 
 def _made(path: Path, size: int, header: bytes) -> LocalTarget:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.source import LocalTarget
+from ckpttool.crc import crc32
 from ckpttool.errors import LocalIOError
 
 CHUNK = 4 << 20
@@ -29,7 +29,7 @@ class Stretch:
 
 def stretches(layout: FileLayout, ranges: Sequence[tuple[int, int, int, int]]) -> list[Stretch]:
     """A file in order: header, ranges (offset, nbytes, slab, index) as slabs write them, zero padding between."""
-    out = [Stretch(0, len(layout.header), None, 0, zlib.crc32(layout.header))]
+    out = [Stretch(0, len(layout.header), None, 0, crc32(layout.header))]
     at = len(layout.header)
     for offset, nbytes, slab, index in sorted(ranges):
         if offset > at:
@@ -42,7 +42,7 @@ def stretches(layout: FileLayout, ranges: Sequence[tuple[int, int, int, int]]) -
 
 
 def _padding(start: int, stop: int) -> Stretch:
-    return Stretch(start, stop - start, None, 0, zlib.crc32(bytes(stop - start)))
+    return Stretch(start, stop - start, None, 0, crc32(bytes(stop - start)))
 
 
 def read_back(file: LocalTarget, found: Sequence[Stretch], crc_of: Callable[[int, int], int | None]) -> str | None:
@@ -64,7 +64,7 @@ def read_back(file: LocalTarget, found: Sequence[Stretch], crc_of: Callable[[int
             view = buffer[: min(CHUNK, stretch.offset + stretch.nbytes - at)].data
             file.readinto(at, view)
             digest.update(view)
-            crc = zlib.crc32(view, crc)
+            crc = crc32(view, crc)
         if crc != expected:
             text = "what was read back differs from what was written"
             raise LocalIOError(text, file=file.name, offset=stretch.offset, hint="check the disk and the memory")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ckpttool import __version__
@@ -141,10 +141,6 @@ def _counted(items: Iterable[str]) -> dict[str, int]:
 
 
 def _versions() -> dict[str, str]:
-    out = {"python": platform.python_version()}
-    for name in ("numpy", "numba", "gguf"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return out
+    """What took part: the interpreter, and those libraries that were loaded and say who they are."""
+    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("numpy", "numba")}
+    return {"python": platform.python_version()} | {name: str(v) for name, v in loaded.items() if v}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 from ckpttool.archs import config as configs
 from ckpttool.archs.companions import from_gguf
+from ckpttool.archs.general import GENERATION
 from ckpttool.archs.gguf_metadata import parameter_counts, to_gguf
 from ckpttool.archs.json_files import read_object
 from ckpttool.checkpoint import Checkpoint
@@ -19,6 +19,7 @@ from ckpttool.choice import chosen_outtype
 from ckpttool.containers import gguf
 from ckpttool.containers.index import render_index
 from ckpttool.containers.layout import FileLayout
+from ckpttool.crc import crc32
 from ckpttool.errors import CkptError, InputError, raise_all
 from ckpttool.layouts import Draft
 from ckpttool.locate import LICENCE_PREFIXES, companions
@@ -102,7 +103,7 @@ def write_sidecar(sidecar: Sidecar, folder: Path) -> Written:
         for piece in sidecar.chunks():
             f.write(piece)
             digest.update(piece)
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
             nbytes += len(piece)
     return Written(nbytes, crc, digest.hexdigest())
 
@@ -160,14 +161,16 @@ def canonical_companions(source: Checkpoint, target: Target) -> Canonical:
         raise InputError("config.json is missing", file=str(source.root), hint=hint)
     if "model_type" in source.config:
         return Canonical(path.read_bytes(), source.companions)
-    config_text, assumed = _from_openai(table, source.config, target.reference)
+    config_text, assumed = _from_openai(table, source.config, source.companions, target.reference)
     return Canonical(config_text, source.companions, assumed)
 
 
 def _from_openai(
-    table: Mapping[str, Any], openai: Mapping[str, Any], reference: Path | None
+    table: Mapping[str, Any], openai: Mapping[str, Any], beside: Mapping[str, Path], reference: Path | None
 ) -> tuple[bytes, tuple[Assumed, ...]]:
     """config.json for an original/config.json: the reference's where it has one, else with what is assumed.
+
+    Special ids come from generation_config.json where there is one.
 
     Raises:
         InputError: the reference contradicts what original/config.json states.
@@ -176,16 +179,31 @@ def _from_openai(
     path = companions(reference).get(CONFIG) if reference else None
     theirs = read_object(path, CONFIG) if path else {}
     if path is None or "model_type" not in theirs:
-        return configs.render(made), tuple(Assumed(*row) for row in rows)
+        stated = _special_ids(table, beside)
+        made |= stated
+        return configs.render(made), tuple(Assumed(*row) for row in rows if row[1] not in stated)
     problems: list[CkptError] = []
     for row in table["openai"]["keys"]:
-        ours, stated = configs.get(made, row["config"]), configs.get(theirs, row["config"])
-        if stated not in (ours, configs.MISSING):
-            text = f"is {stated!r} in the reference, but original/config.json says {ours!r}"
+        ours, other = configs.get(made, row["config"]), configs.get(theirs, row["config"])
+        if other not in (ours, configs.MISSING):
+            text = f"is {other!r} in the reference, but original/config.json says {ours!r}"
             where, hint = configs.field(theirs, row["config"]), "is the reference this model's own folder?"
             problems.append(InputError(text, file=CONFIG, field=where, hint=hint))
     raise_all(problems)
     return path.read_bytes(), ()
+
+
+def _special_ids(table: Mapping[str, Any], beside: Mapping[str, Path]) -> dict[str, int]:
+    """config.json's special ids as generation_config.json has them; its first end token is the one that ends a reply."""
+    path = beside.get(GENERATION)
+    generation = read_object(path, GENERATION) if path else {}
+    out = {}
+    for key in table["config"]["tokens"]:
+        value = generation.get(key)
+        first = value[0] if isinstance(value, list) and value else value
+        if type(first) is int:
+            out[key] = first
+    return out
 
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
@@ -205,7 +223,9 @@ def gguf_keys(
     if source.container == "gguf":
         kept = {k: v for k, v in source.metadata.items() if not k.startswith("split.")}
         stated = gguf.u32(file_type) if file_type is not None else None
-        return kept | ({"general.file_type": stated} if stated else {}), (), ()
+        named = gguf.string(target.model_name) if target.model_name else None
+        changes = {"general.file_type": stated, "general.name": named}
+        return kept | {k: v for k, v in changes.items() if v}, (), ()
     found = canonical_companions(source, target)
     counts = parameter_counts((d.claim.name, d.shape) for d in ordered)
     root = source.root.resolve()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -12,6 +11,7 @@ import numpy as np
 from ckpttool.codecs.reference import BAD_KINDS, BadBlock
 from ckpttool.codecs.transcode import Bytes, Operand, transcode
 from ckpttool.containers.source import LocalFile, LocalTarget
+from ckpttool.crc import crc32
 from ckpttool.errors import CheckFailed, InputError
 from ckpttool.journal import Entry
 from ckpttool.steps import ByteRange, Kind, Side, Slab, Step, target_ranges
@@ -94,7 +94,7 @@ class Worker:
         crcs = []
         for at, (_, view) in zip(target_ranges(step, slab), target.pieces, strict=True):
             self._targets[at.file].writeall(at.offset, view.data)
-            crcs.append(zlib.crc32(view.data))
+            crcs.append(crc32(view.data))
         done = perf_counter()
         self.phases.read += read - begun
         self.phases.compute += computed - read

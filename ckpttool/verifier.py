@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from ckpttool.archs.json_files import read_object
 from ckpttool.containers.source import LocalFile
+from ckpttool.crc import crc32
 from ckpttool.errors import InputError
 from ckpttool.locate import SHARD
 from ckpttool.place import RECEIPT_NAME, RECEIPT_SUFFIX
@@ -122,9 +122,9 @@ def _hashes(file: LocalFile, tensors: Sequence[Mapping[str, Any]], progress: Pro
             view = buffer[: min(CHUNK, edge - at)].data
             file.readinto(at, view)
             digest.update(view)
-            whole = zlib.crc32(view, whole)
+            whole = crc32(view, whole)
             if i is not None and at >= start:
-                crcs[i] = zlib.crc32(view, crcs[i])
+                crcs[i] = crc32(view, crcs[i])
             at += view.nbytes
             progress(view.nbytes)
     return digest.hexdigest(), whole, crcs
