@@ -37,6 +37,9 @@ from ckpttool.steps import target_ranges
 Progress = Callable[[int], None]
 """Called with the bytes that have just been written, from any thread."""
 
+OURS = frozenset({"files", "journal", "journal.new", "lock"})
+"""What the folder of an unfinished conversion may hold; it is deleted at the end."""
+
 RESERVE = 24_000_000
 """Memory kept beside the slabs: the read-back's buffer, threads, the journal."""
 
@@ -130,6 +133,10 @@ def _refuse_other_folders(path: Path) -> None:
 def _locked(place: Place) -> Iterator[None]:
     """The folder of the unfinished conversion, made if need be, and ours alone while we work in it."""
     place.staged.mkdir(parents=True, exist_ok=True)
+    strangers = sorted({p.name for p in place.partial.iterdir()} - OURS)
+    if strangers:
+        hint = "conversions are made there; move it away, or choose another TARGET"
+        raise LocalIOError(f"holds {strangers[0]}, which is not ours", file=str(place.partial), hint=hint)
     fd = os.open(place.partial / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         if not _lock(fd):

@@ -53,6 +53,10 @@ def _say(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
+def _many(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def _notes(notes: Iterable[str]) -> None:
     for note in notes:
         _say(f"note: {note}")
@@ -71,8 +75,7 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     _table(columns, rows, right=("bytes",))
     _say()
     what = f"{report.arch or 'unknown architecture'}, {report.dialect or 'unknown dialect'}, {report.container}"
-    files = f"{len(report.files)} file{'s' if len(report.files) != 1 else ''}"
-    _say(f"{shown(report.source)}: {what}, {files}")
+    _say(f"{shown(report.source)}: {what}, {_many(len(report.files), 'file')}")
     _say(
         f"{len(report.tensors):,} weights, {report.parameters:,} parameters, {report.nbytes:,} bytes "
         f"({size(report.nbytes)}), {report.bits_per_weight:.2f} bits per weight"
@@ -113,7 +116,9 @@ def show_plan(report: PlanReport, as_json: bool) -> None:
     if report.recipe:
         r = report.recipe
         _say(f"MXFP4 by recipe {r['name']}: scale rule {r['scale']}, ties {r['ties']}")
-    _say(f"memory: up to {size(report.peak_memory)} with {report.workers} threads, {report.slabs:,} slabs")
+    _say(
+        f"memory: up to {size(report.peak_memory)} with {_many(report.workers, 'thread')}, {_many(report.slabs, 'slab')}"
+    )
     _assumed(report.assumed)
     _notes(report.notes)
     _say(f"writes {size(report.nbytes)}; nothing written yet")
@@ -136,15 +141,17 @@ def show_conversion(report: Conversion, receipt: str, as_json: bool) -> None:
     wall = run["seconds"]["total"]
     nbytes = run["nbytes"]
     _say(
-        f"read {size(nbytes['read'])}, wrote {size(nbytes['written'])} in {len(report.files)} files, {wall:.1f} s "
-        f"({size(nbytes['written'] / wall)}/s) with {run['workers']} threads"
+        f"read {size(nbytes['read'])}, wrote {size(nbytes['written'])} in {_many(len(report.files), 'file')}, {wall:.1f} s "
+        f"({size(nbytes['written'] / wall)}/s) with {_many(run['workers'], 'thread')}"
     )
     if run["slabs_resumed"]:
         _say(f"went on from an interrupted run: {run['slabs_resumed']:,} of {run['slabs']:,} slabs were done")
-    _say("fidelity: " + ", ".join(f"{n:,} tensors {name}" for name, n in report.fidelity.items() if n))
+    _say("fidelity: " + ", ".join(f"{_many(n, 'tensor')} {name}" for name, n in report.fidelity.items() if n))
     changed = [t for t in report.tensors if t.changed]
     for t in changed[:MOST_PROBLEMS]:
-        _say(f"  {t.name}: {t.changed:,} values changed")
+        _say(f"  {t.name}: {_many(t.changed, 'value')} changed")
+    if len(changed) > MOST_PROBLEMS:
+        _say(f"  and {_many(len(changed) - MOST_PROBLEMS, 'more tensor')}; the receipt lists them")
     if report.recipe:
         r = report.recipe
         _say(f"MXFP4 by recipe {r['name']}: scale rule {r['scale']}, ties {r['ties']}")
@@ -162,8 +169,10 @@ def show_verification(report: Verification, as_json: bool) -> None:
         return
     for finding in report.findings:
         _say(shown(finding, limit=1000))
-    state = "as the receipt says" if report.ok else f"{len(report.findings)} findings"
-    _say(f"{shown(report.target)}: {report.files} files, {report.tensors:,} tensors, {size(report.nbytes)}: {state}")
+    state = "as the receipt says" if report.ok else f"{_many(len(report.findings), 'finding')}"
+    _say(
+        f"{shown(report.target)}: {_many(report.files, 'file')}, {_many(report.tensors, 'tensor')}, {size(report.nbytes)}: {state}"
+    )
 
 
 def show_error(error: BaseException, as_json: bool) -> None:

@@ -194,7 +194,7 @@ def _from_openai(
 
 
 def _special_ids(table: Mapping[str, Any], beside: Mapping[str, Path]) -> dict[str, int]:
-    """config.json's special ids as generation_config.json has them; its first end token is the one that ends a reply."""
+    """config.json's special ids as generation_config.json has them; of several end tokens the first."""
     path = beside.get(GENERATION)
     generation = read_object(path, GENERATION) if path else {}
     out = {}
