@@ -180,7 +180,7 @@ def _resumed(plan: Plan) -> dict[int, Entry]:
             path = place.staged / name
             if path.is_file() and path.stat().st_size == size:
                 held[name] = stack.enter_context(LocalTarget.open(path, name))
-        return {e.slab: e for e in entries if e.slab < len(plan.slabs) and _is_there(plan, e, held)}
+        return {e.slab: e for e in entries if 0 <= e.slab < len(plan.slabs) and _is_there(plan, e, held)}
 
 
 def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:

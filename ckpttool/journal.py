@@ -16,11 +16,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A finished slab: the CRC-32 of each target range, and how many values changed."""
+    """A finished slab: the CRC-32 of each target range, and how many values changed, of all parts or of each."""
 
     slab: int
     crcs: tuple[int, ...]
-    changed: int
+    changed: tuple[int, ...]
 
 
 def read_entries(path: Path, digest: str) -> list[Entry] | None:
@@ -34,10 +34,10 @@ def read_entries(path: Path, digest: str) -> list[Entry] | None:
         return None
     entries = []
     for line in lines[1:]:
-        row = _parsed(line)
-        if row is None:
+        entry = _entry(_parsed(line))
+        if entry is None:
             break
-        entries.append(Entry(row["slab"], tuple(row["crcs"]), row["changed"]))
+        entries.append(entry)
     return entries
 
 
@@ -47,6 +47,14 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def _entry(row: dict[str, Any] | None) -> Entry | None:
+    """A line's entry, or None where the line is torn or none of ours."""
+    try:
+        return Entry(row["slab"], tuple(row["crcs"]), tuple(row["changed"])) if row else None
+    except (KeyError, TypeError):
+        return None
 
 
 class Journal:

@@ -17,7 +17,7 @@ from ckpttool.plan import Plan
 from ckpttool.readback import Stretch
 from ckpttool.reports import Conversion, FileReceipt, TensorReceipt
 from ckpttool.sidecars import Written
-from ckpttool.steps import Fidelity, Kind, target_ranges
+from ckpttool.steps import ByteRange, Fidelity, Kind, Step, target_ranges
 
 
 @dataclass
@@ -101,8 +101,7 @@ def _tensors(plan: Plan, outcome: Outcome) -> list[TensorReceipt]:
         for at, crc in zip(ranges, entry.crcs, strict=True):
             pieces.setdefault(at.tensor, []).append((at.offset, at.nbytes, crc))
             step_of[at.tensor] = slab.step
-        for name in {at.tensor for at in ranges}:  # where one slab fills several tensors, its count stands for each
-            changed[name] += entry.changed
+        changed.update(_changed(plan.steps[slab.step], ranges, entry))
     out = []
     for f in plan.files:
         for t in f.tensors:
@@ -114,6 +113,13 @@ def _tensors(plan: Plan, outcome: Outcome) -> list[TensorReceipt]:
             place = (t.name, t.file, t.dtype, t.shape, t.offset, t.nbytes)
             out.append(TensorReceipt(*place, crc32, step.kind, fidelity, changed[t.name]))
     return out
+
+
+def _changed(step: Step, ranges: Sequence[ByteRange], entry: Entry) -> dict[str, int]:
+    """How many values of each tensor one slab changed; a tensor that zips parts has those of all."""
+    if step.target.zipped or len(entry.changed) == 1:
+        return {ranges[0].tensor: sum(entry.changed)}
+    return {at.tensor: n for at, n in zip(ranges, entry.changed, strict=True)}
 
 
 def _combined(pieces: Iterable[tuple[int, int, int]]) -> int:

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 
 from ckpttool.codecs.reference import BAD_KINDS, BadBlock
-from ckpttool.codecs.transcode import Bytes, Operand, transcode
+from ckpttool.codecs.transcode import Bytes, Counts, Operand, transcode
 from ckpttool.containers.source import LocalFile, LocalTarget
 from ckpttool.crc import crc32
 from ckpttool.errors import CheckFailed, InputError
@@ -83,13 +83,13 @@ class Worker:
         for at, view in source.pieces:
             self._sources[at.file].readinto(at.offset, view.data)
         read = perf_counter()
-        target, changed = source, 0
+        target, changed = source, (0,)
         if not (step.kind is Kind.copy and step.same_layout):
             used = -(-sum(view.nbytes for _, view in source.pieces) // ALIGNMENT) * ALIGNMENT
             target = lay(step.target, slab, step, self._buffer[used:])
             changed = _transcoded(source.operand, target.operand, slab, step)
-        if changed and self._lossless:
-            raise _lossless_error(step, changed)
+        if any(changed) and self._lossless:
+            raise _lossless_error(step, sum(changed))
         computed = perf_counter()
         crcs = []
         for at, (_, view) in zip(target_ranges(step, slab), target.pieces, strict=True):
@@ -102,7 +102,7 @@ class Worker:
         return Entry(index, tuple(crcs), changed)
 
 
-def _transcoded(source: Operand, target: Operand, slab: Slab, step: Step) -> int:
+def _transcoded(source: Operand, target: Operand, slab: Slab, step: Step) -> Counts:
     try:
         return transcode(source, target, step.recipe)
     except BadBlock as bad:

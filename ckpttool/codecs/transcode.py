@@ -20,6 +20,9 @@ from ckpttool.codecs.reference import BadBlock
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 
+Counts = tuple[int, ...]
+"""Values that changed, of each part; a single number is of all parts together."""
+
 UINTS: dict[int, npt.DTypeLike] = {2: np.uint16, 4: np.uint32}
 
 
@@ -55,8 +58,10 @@ class Operand:
         return np.lib.stride_tricks.as_strided(f, shape, (*f.strides[:-1], n, 1))
 
 
-def transcode(source: Operand, target: Operand, recipe: Recipe | None) -> int:
+def transcode(source: Operand, target: Operand, recipe: Recipe | None) -> Counts:
     """Fill `target` from `source`; returns how many values changed where the target's format is the narrower one.
+
+    They are counted by part, but where both sides are transposed, and so zipped.
 
     `recipe` says how MXFP4 is made, and is needed only where it is.
 
@@ -64,19 +69,19 @@ def transcode(source: Operand, target: Operand, recipe: Recipe | None) -> int:
         BadBlock: a value that the target cannot hold, or that may not be quantized; rows are counted from the slab's.
     """
     if source.transposed and target.transposed:
-        return _convert_columns(source, target)
+        return (_convert_columns(source, target),)
     if not (source.transposed or target.transposed):
         return _rows(source, target, recipe)
-    changed = 0
+    changed: list[Counts] = []
     experts = (source if source.transposed else target).fields[0].shape[0]
     for e in range(experts):
         a, b = _expert(source, e, experts), _expert(target, e, experts)
         try:
-            changed += _from_columns(a, b, recipe) if source.transposed else _to_columns(a, b)
+            changed.append(_from_columns(a, b, recipe) if source.transposed else _to_columns(a, b))
         except BadBlock as bad:
             rows = (b if source.transposed else a).fields[0].shape[0]
             raise BadBlock(bad.kind, (bad.index[0] + e * rows, *bad.index[1:])) from None
-    return changed
+    return tuple(sum(column) for column in zip(*changed, strict=True))
 
 
 def _expert(operand: Operand, e: int, experts: int) -> Operand:
@@ -87,30 +92,30 @@ def _expert(operand: Operand, e: int, experts: int) -> Operand:
     return Operand(operand.codec, tuple(f[e * rows : (e + 1) * rows] for f in operand.fields), operand.parts)
 
 
-def _from_columns(source: Operand, target: Operand, recipe: Recipe | None) -> int:
+def _from_columns(source: Operand, target: Operand, recipe: Recipe | None) -> Counts:
     """One expert, columns [K, N] to rows [R, p, ...]."""
     if target.codec.format == MXFP4:
         assert recipe is not None
         cpu.quantize_columns(
             source.elements, source.codec.name, recipe, target.codec.packing, *target.blocks_and_scales
         )
-        return 0
+        return (0,)
     if source.codec == target.codec:
         cpu.transpose_to_rows(source.elements, target.elements)
-        return 0
+        return (0,)
     upright = _upright(source)
     cpu.transpose_to_rows(source.elements, upright.elements)
     return _rows(upright, target, recipe)
 
 
-def _to_columns(source: Operand, target: Operand) -> int:
+def _to_columns(source: Operand, target: Operand) -> Counts:
     """One expert, rows [R, p, ...] to columns [K, N]."""
     if source.codec.format == MXFP4 and target.codec.name in ("BF16", "F32"):
         cpu.dequantize_columns(*source.blocks_and_scales, source.codec.packing, target.elements, target.codec.name)
-        return 0
+        return (0,)
     if source.codec == target.codec:
         cpu.transpose_to_columns(source.elements, target.elements)
-        return 0
+        return (0,)
     upright = _upright(target)
     changed = _rows(source, upright, None)
     cpu.transpose_to_columns(upright.elements, target.elements)
@@ -124,7 +129,7 @@ def _upright(columns: Operand) -> Operand:
     return Operand(columns.codec, (room,), columns.parts)
 
 
-def _rows(source: Operand, target: Operand, recipe: Recipe | None) -> int:
+def _rows(source: Operand, target: Operand, recipe: Recipe | None) -> Counts:
     a, b = source.codec, target.codec
     if a == b:
         for x, y in zip(source.fields, target.fields, strict=True):
@@ -140,18 +145,33 @@ def _rows(source: Operand, target: Operand, recipe: Recipe | None) -> int:
         cpu.quantize_q8_0(source.elements, a.name, target.structs)
     else:
         raise ValueError(f"nothing leads from {a.name} to {b.name}")
-    return 0
+    return (0,)
 
 
-def _decode(source: Operand, target: Operand) -> int:
+def _decode(source: Operand, target: Operand) -> Counts:
+    if source.codec.format == MXFP4 and target.codec.name in ("BF16", "F32"):
+        cpu.dequantize_rows(*source.blocks_and_scales, source.codec.packing, target.elements, target.codec.name)
+        return (0,)
+    changed = []
+    for part in range(source.parts):
+        try:
+            changed.append(_decode_part(_part(source, part), _part(target, part)))
+        except BadBlock as bad:
+            raise BadBlock(bad.kind, (bad.row, part, bad.block)) from None
+    return tuple(changed)
+
+
+def _part(rows: Operand, part: int) -> Operand:
+    """One part of those that are zipped."""
+    return Operand(rows.codec, tuple(f[:, part : part + 1] for f in rows.fields), 1)
+
+
+def _decode_part(source: Operand, target: Operand) -> int:
     a, b = source.codec, target.codec
     if a.is_plain:
         return _convert(source.elements, a, target.elements, b)
     if a.format == Q8_0:
         return cpu.dequantize_q8_0(source.structs, target.elements, b.name)
-    if a.format == MXFP4 and b.name in ("BF16", "F32"):
-        cpu.dequantize_rows(*source.blocks_and_scales, a.packing, target.elements, b.name)
-        return 0
     wide = target.elements if b == F32_FLAT else np.empty(target.elements.shape, np.uint32)
     if a.format == MXFP4:
         cpu.dequantize_rows(*source.blocks_and_scales, a.packing, wide, "F32")
