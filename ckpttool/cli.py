@@ -52,13 +52,22 @@ def _shared(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, errors included.")(command)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EXITS)
+@click.group(
+    invoke_without_command=True,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog=EXITS,
+)
 @click.version_option(__version__, prog_name="ckpttool")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Convert, inspect and verify open-weight mixture-of-experts checkpoints.
 
     BF16 and MXFP4 safetensors, OpenAI's original layout and GGUF, in every direction, in bounded memory.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
 
 
 @cli.command(epilog=CONVERT_EPILOG)
@@ -161,38 +170,66 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main() -> NoReturn:
     """Run the command line; every way out has its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
     argv = sys.argv[1:]
     as_json, debug = "--json" in argv, "--debug" in argv
     try:
-        cli.main(argv, prog_name="ckpttool", standalone_mode=False)
-        sys.stdout.flush()
-        code = 0
-    except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else 70
+        code = _run(argv)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 0  # whoever read our output has seen enough
     except BaseException as e:
         code = _reported(e, as_json, debug)
+    _settle()
     sys.exit(code)
+
+
+def _run(argv: list[str]) -> int:
+    from ckpttool import render
+
+    try:
+        # Click returns what a command ended with: None, or the code that --help and the like ended with.
+        code = cli.main(argv, prog_name="ckpttool", standalone_mode=False) or 0
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 70
+    render.flush()
+    return int(code)
 
 
 def _reported(error: BaseException, as_json: bool, debug: bool) -> int:
     from ckpttool import render
-    from ckpttool.errors import CkptError, LimitError, LocalIOError, UsageError
+    from ckpttool.errors import CkptError
 
     if debug:
         traceback.print_exception(error)
-    known: BaseException = error
-    if isinstance(error, click.ClickException):
-        known = UsageError(error.format_message(), hint="ckpttool COMMAND --help shows what there is")
-    elif isinstance(error, KeyboardInterrupt | click.Abort | Terminated):
+    if isinstance(error, KeyboardInterrupt | click.Abort | Terminated):
         code = 143 if isinstance(error, Terminated) else 130
         render.show_interrupted(code, as_json)
         return code
-    elif isinstance(error, MemoryError):
-        known = LimitError("out of memory", hint="give a smaller --max-memory, or fewer --workers")
-    elif isinstance(error, OSError):
-        known = LocalIOError(error.strerror or str(error), file=error.filename and str(error.filename))
+    known = _known(error)
     render.show_error(known, as_json)
     return known.exit_code if isinstance(known, CkptError) else 70
+
+
+def _known(error: BaseException) -> BaseException:
+    """`error` as one of ours, where it is a user's or the machine's doing."""
+    from ckpttool.errors import LimitError, UsageError, os_error
+
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "ckpttool COMMAND"
+        return UsageError(error.format_message().rstrip("."), hint=f"{command} --help shows what there is")
+    if isinstance(error, MemoryError):
+        return LimitError("out of memory", hint="give a smaller --max-memory, or fewer --workers")
+    return os_error(error) if isinstance(error, OSError) else error
+
+
+def _settle() -> None:
+    """Python flushes both streams once more at its end, and would exit with 120 where that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,10 +6,13 @@ where it has them, and ends with a hint. Its kind decides the exit code of the c
 
 from __future__ import annotations
 
+import errno
+import os
 import unicodedata
 from collections.abc import Sequence
 
 NAME_LIMIT = 120
+MESSAGE_LIMIT = 1000
 
 
 def shown(name: str, limit: int = NAME_LIMIT) -> str:
@@ -52,8 +55,8 @@ class CkptError(Exception):
         where = ": ".join(shown(x) for x in (self.file, self.field) if x)
         at = "" if self.offset is None else f" at byte {self.offset}"
         head = f"{where}{at}: " if where or at else ""
-        tail = f"; {self.hint}" if self.hint else ""
-        return f"{head}{self.message}{tail}"
+        tail = f"; {shown(self.hint, MESSAGE_LIMIT)}" if self.hint else ""
+        return f"{head}{shown(self.message, MESSAGE_LIMIT)}{tail}"  # messages quote names and values from files as well
 
 
 class CheckFailed(CkptError):
@@ -109,6 +112,25 @@ class Problems(CkptError):
 
     def __str__(self) -> str:
         return "\n".join(str(p) for p in self.problems)
+
+
+_OS_HINTS = {
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "free some space, or choose another disk",
+    errno.EACCES: "check the permissions of the file and its folder",
+    errno.EPERM: "check the permissions of the file and its folder",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def os_error(error: OSError) -> LocalIOError:
+    """What the system refused, as an error of ours."""
+    hint = _OS_HINTS.get(error.errno or 0, "check the path and the disk")
+    name = error.filename
+    file = os.fsdecode(name) if isinstance(name, str | bytes) else None
+    return LocalIOError(error.strerror or str(error) or type(error).__name__, file=file, hint=hint)
 
 
 def raise_all(problems: Sequence[CkptError]) -> None:

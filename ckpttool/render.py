@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import shutil
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ckpttool.errors import CkptError, Problems, shown
+from ckpttool.errors import MESSAGE_LIMIT, CkptError, LocalIOError, Problems, shown
 from ckpttool.reports import (
     Conversion,
     Inspection,
     PlanReport,
     Verification,
-    dump,
+    document,
     error_document,
+    json_text,
 )
 
 LINE_SECONDS = 30
@@ -40,17 +43,52 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+    tty = sys.stdout.isatty()
+    text = io.StringIO()  # rich would end the process itself where stdout is closed
+    width = shutil.get_terminal_size().columns if tty else 10_000
+    console = Console(file=text, highlight=False, force_terminal=tty, width=width)
     out = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         out.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         out.add_row(*(Text(shown(cell)) for cell in row))
     console.print(out)
+    _write(text.getvalue())
 
 
 def _say(text: str = "") -> None:
-    sys.stdout.write(text + "\n")
+    _write(text + "\n")
+
+
+def _write(text: str) -> None:
+    """To stdout; characters that it cannot show are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    with _stdout_errors():
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    with _stdout_errors():
+        sys.stdout.write(json_text(value, sys.stdout.encoding or "utf-8"))
+
+
+def flush() -> None:
+    """Bring out what was printed, while a failure can still be told."""
+    with _stdout_errors():
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _stdout_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise LocalIOError(f"cannot be written: {e.strerror}", file="standard output", hint=_LOST) from e
+
+
+_LOST = "the command itself is done, its report is lost"
 
 
 def _many(n: int, noun: str) -> str:
@@ -65,7 +103,7 @@ def _notes(notes: Iterable[str]) -> None:
 def show_inspection(report: Inspection, as_json: bool) -> None:
     """One line a weight, then totals, then what is wrong."""
     if as_json:
-        sys.stdout.write(dump(report))
+        _print_json(document(report))
         return
     columns = ("name", "part", "format", "packing", "shape", "bytes")
     rows = (
@@ -99,7 +137,7 @@ def _more(count: int) -> None:
 def show_plan(report: PlanReport, as_json: bool) -> None:
     """What a conversion would do."""
     if as_json:
-        sys.stdout.write(dump(report))
+        _print_json(document(report))
         return
     _say(f"{shown(report.source)} ({report.source_dialect}) -> {shown(report.target)} ({report.target_dialect})")
     _say()
@@ -117,7 +155,8 @@ def show_plan(report: PlanReport, as_json: bool) -> None:
         r = report.recipe
         _say(f"MXFP4 by recipe {r['name']}: scale rule {r['scale']}, ties {r['ties']}")
     _say(
-        f"memory: up to {size(report.peak_memory)} with {_many(report.workers, 'thread')}, {_many(report.slabs, 'slab')}"
+        f"memory: up to {size(report.peak_memory)} with {_many(report.workers, 'thread')}, "
+        f"{_many(report.slabs, 'slab')}"
     )
     _assumed(report.assumed)
     _notes(report.notes)
@@ -135,14 +174,14 @@ def _assumed(assumed: Sequence[Any]) -> None:
 def show_conversion(report: Conversion, receipt: str, as_json: bool) -> None:
     """The summary of a finished conversion."""
     if as_json:
-        sys.stdout.write(dump(report))
+        _print_json(document(report))
         return
     run = report.run
     wall = run["seconds"]["total"]
     nbytes = run["nbytes"]
     _say(
-        f"read {size(nbytes['read'])}, wrote {size(nbytes['written'])} in {_many(len(report.files), 'file')}, {wall:.1f} s "
-        f"({size(nbytes['written'] / wall)}/s) with {_many(run['workers'], 'thread')}"
+        f"read {size(nbytes['read'])}, wrote {size(nbytes['written'])} in {_many(len(report.files), 'file')}, "
+        f"{wall:.1f} s ({size(nbytes['written'] / wall)}/s) with {_many(run['workers'], 'thread')}"
     )
     if run["slabs_resumed"]:
         _say(f"went on from an interrupted run: {run['slabs_resumed']:,} of {run['slabs']:,} slabs were done")
@@ -165,31 +204,45 @@ def show_conversion(report: Conversion, receipt: str, as_json: bool) -> None:
 def show_verification(report: Verification, as_json: bool) -> None:
     """Whether a finished conversion still is what its receipt says."""
     if as_json:
-        sys.stdout.write(dump(report))
+        _print_json(document(report))
         return
     for finding in report.findings:
         _say(shown(finding, limit=1000))
     state = "as the receipt says" if report.ok else f"{_many(len(report.findings), 'finding')}"
     _say(
-        f"{shown(report.target)}: {_many(report.files, 'file')}, {_many(report.tensors, 'tensor')}, {size(report.nbytes)}: {state}"
+        f"{shown(report.target)}: {_many(report.files, 'file')}, {_many(report.tensors, 'tensor')}, "
+        f"{size(report.nbytes)}: {state}"
     )
 
 
 def show_error(error: BaseException, as_json: bool) -> None:
     """One line for each problem, on stderr; with `as_json` a document, on stdout."""
     if as_json:
-        json.dump(error_document(error), sys.stdout, indent=1, ensure_ascii=False)
-        sys.stdout.write("\n")
-        return
+        with contextlib.suppress(OSError, LocalIOError):  # a stdout that takes nothing: the lines below go to stderr
+            _print_json(error_document(error))
+            flush()
+            return
     problems = error.problems if isinstance(error, Problems) else (error,)
-    for problem in problems[:MOST_PROBLEMS]:
-        text = str(problem) if isinstance(problem, CkptError) else f"{type(problem).__name__}: {problem}; {_REPORT}"
-        sys.stderr.write(f"error: {text}\n")
+    lines = [
+        str(problem) if isinstance(problem, CkptError) else _as_bug(problem)
+        for problem in problems[:MOST_PROBLEMS]
+    ]
     if len(problems) > MOST_PROBLEMS:
-        sys.stderr.write(f"error: and {len(problems) - MOST_PROBLEMS} more problems (--json lists them all)\n")
+        lines.append(f"and {len(problems) - MOST_PROBLEMS} more problems (--json lists them all)")
+    _tell("".join(f"error: {line}\n" for line in lines))
 
 
-_REPORT = "this is a bug: please report it with the output of --debug"
+def _tell(text: str) -> None:
+    """To stderr, which escapes what it cannot show; where it is closed there is nobody left to tell."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _as_bug(error: BaseException) -> str:
+    said = shown(f"{type(error).__name__}: {error}", MESSAGE_LIMIT)
+    return f"{said}; this is a bug: please report it with the output of --debug"
 
 
 def show_interrupted(code: int, as_json: bool) -> None:
@@ -197,9 +250,11 @@ def show_interrupted(code: int, as_json: bool) -> None:
     text = "interrupted; the same command goes on where this one stopped"
     if as_json:
         row = {"kind": "interrupted", "message": text, "file": None, "field": None, "offset": None, "hint": None}
-        sys.stdout.write(json.dumps({"schema": "error.v1", "exit_code": code, "errors": [row]}) + "\n")
+        with contextlib.suppress(OSError, LocalIOError):
+            _print_json({"schema": "error.v1", "exit_code": code, "errors": [row]})
+            flush()
     else:
-        sys.stderr.write(f"\n{text}\n")
+        _tell(f"\n{text}\n")
 
 
 @contextlib.contextmanager
@@ -208,7 +263,7 @@ def progress(total: int, verb: str, *, quiet: bool) -> Iterator[Callable[[int], 
     if quiet:
         yield lambda nbytes: None
         return
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield _PlainProgress(total, verb).advance
         return
     from tqdm import tqdm
@@ -235,7 +290,8 @@ class _PlainProgress:
             self._said = now
             rate = self._done / (now - self._begun)
             left = (self._total - self._done) / rate if rate else 0.0
-            sys.stderr.write(
-                f"{self._verb}: {size(self._done)} of {size(self._total)} ({100 * self._done / self._total:.0f} %), "
+            share = 100 * self._done / max(1, self._total)
+            _tell(
+                f"{self._verb}: {size(self._done)} of {size(self._total)} ({share:.0f} %), "
                 f"{size(rate)}/s, {left / 60:.1f} min left\n"
             )

@@ -175,7 +175,17 @@ def document(report: Document) -> dict[str, Any]:
 
 def dump(report: Document) -> str:
     """The report as JSON text."""
-    return json.dumps(document(report), indent=1, ensure_ascii=False) + "\n"
+    return json_text(document(report))
+
+
+def json_text(value: Mapping[str, Any], encoding: str = "utf-8") -> str:
+    """Indented JSON that `encoding` can write; what it cannot (a path that is not UTF-8, say) stands escaped."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=1) + "\n"
+    return text
 
 
 def error_document(error: BaseException) -> dict[str, Any]:
