@@ -74,6 +74,33 @@ def _odd_tokens(t: dict[str, Any]) -> None:
     t["added_tokens"].insert(0, {**flags, "id": t["model"]["vocab"]["Ġthe"], "content": "Ġthe", "special": False})
 
 
+def _post(first: str | None, last: str | None, between: list[str], roberta: bool = False) -> cases.Change:
+    """A post-processor that adds tokens, which llama.cpp's flags are guessed from."""
+
+    def special(text: str) -> dict[str, Any]:
+        return {"SpecialToken": {"id": text, "type_id": 0}}
+
+    def sequence(name: str) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": 0}}
+
+    def change(t: dict[str, Any]) -> None:
+        ids = {e["content"]: e["id"] for e in t["added_tokens"]}
+        head, tail = [special(first)] if first else [], [special(last)] if last else []
+        words = [w for w in (first, last, *between) if w]
+        t["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [*head, sequence("A"), *tail],
+            "pair": [*head, sequence("A"), *map(special, between), sequence("B"), *tail],
+            "special_tokens": {w: {"id": w, "ids": [ids[w]], "tokens": [w]} for w in words},
+        }
+        if roberta:
+            pair = {"sep": ["<|call|>", ids["<|call|>"]], "cls": ["<|endoftext|>", ids["<|endoftext|>"]]}
+            more = {"type": "RobertaProcessing", "trim_offsets": True, "add_prefix_space": False, **pair}
+            t["post_processor"] = {"type": "Sequence", "processors": [t["post_processor"], more]}
+
+    return change
+
+
 CASES: dict[str, dict[str, Any]] = {
     "gpt-oss-tiny": {
         "files": {
@@ -99,6 +126,13 @@ CASES: dict[str, dict[str, Any]] = {
         "file_type": 7,
     },
     "odd tokens": {"change": _odd_tokens, "settings": None, "config": _config(_name_or_path="org/base-7B-instruct")},
+    "bos and another eos": {"change": _post("<|startoftext|>", "<|call|>", ["<|endoftext|>", "<|call|>"])},
+    "only a separator": {
+        "change": _post(None, None, ["<|call|>"], roberta=True),
+        "settings": {"eos_token": "<|call|>", "add_eos_token": False},
+    },
+    "no settings": {"change": _post("<|startoftext|>", "<|return|>", ["<|return|>"]), "settings": None},
+    "another bos": {"change": _post("<|endoftext|>", None, ["<|endoftext|>", "<|return|>"])},
     "x": {
         "change": _odd_tokens,
         "config": _config(rope_scaling={"rope_type": "linear", "factor": 2}, bos_token_id=268, mask_token_id=3),

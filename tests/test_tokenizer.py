@@ -165,7 +165,8 @@ OTHERS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "normalizer": (_set("normalizer")({"type": "NFC"}), "pre_tokenizer"),
     "prefix space": (_set("pre_tokenizer", "pretokenizers", 1, "add_prefix_space")(True), "pre_tokenizer"),
     "no sequence": (_set("pre_tokenizer")({"type": "ByteLevel"}), "pre_tokenizer"),
-    "template": (_set("post_processor")({"type": "TemplateProcessing"}), "post_processor"),
+    "post-processor": (_set("post_processor")({"type": "TemplateProcessing", "single": [1, 2]}), "post_processor"),
+    "post-processor a list": (_set("post_processor")([1]), "post_processor"),
     "stated id": (_set("added_tokens", 1, "id")(5), "added_tokens[1]"),
     "no content": (_set("added_tokens", 2)({"id": 270}), "added_tokens[2]"),
 }

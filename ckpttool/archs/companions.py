@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckpttool.archs import config as configs
-from ckpttool.archs import tokenizer, tokenizer_files
+from ckpttool.archs import special_tokens, tokenizer, tokenizer_files
 from ckpttool.archs.config import MISSING
 from ckpttool.archs.general import GENERATION, SAMPLING
 from ckpttool.archs.json_files import CONFIG_LIMIT, Source, dumps, parse_object, read_object, read_text
@@ -61,10 +61,10 @@ def from_gguf(
     try:
         tokens = tokenizer_files.read_tokens(arch, metadata)
     except InputError as e:
-        if tokenizer.FILE not in reference:
+        if special_tokens.FILE not in reference:
             problems.append(e)
         else:
-            warnings.append(f"{e.field} {e.message}: {tokenizer.FILE} is the reference's, not compared with the GGUF")
+            warnings.append(f"{e.field} {e.message}: tokenizer.json is the reference's, not compared with the GGUF")
     stated = _stated(arch, metadata, problems, optional=configs.FILE in reference)
     raise_all(problems)
     out = _config(arch, stated, metadata, tokens, reference)
@@ -72,7 +72,7 @@ def from_gguf(
     if tokens is not None:
         _tokenizer(arch, metadata, tokens, reference, out)
     else:
-        _copy(reference, out, tokenizer.FILE, tokenizer.CONFIG, "special_tokens_map.json")
+        _copy(reference, out, special_tokens.FILE, special_tokens.CONFIG, "special_tokens_map.json")
     _generation(arch, metadata, tokens, reference, out)
     _template(metadata, reference, out)
     return out
@@ -144,9 +144,7 @@ def _config(
     carried = dict(stated)
     if tokens is not None:
         carried["vocab_size"] = tokens.tokens.count
-    others = set(tokenizer.ID_KEYS) - set(
-        arch["tokenizer"]["roles"]["names"]
-    )  # no published file says where to put them
+    others = set(special_tokens.ID_KEYS) - set(arch["tokenizer"]["roles"]["names"])  # these have no other place
     places = {**arch["config"]["tokens"], **{f"{role}_token_id": role for role in sorted(others)}}
     roles = {path: i for path, role in places.items() if (i := _id(metadata, role)) is not None}
     if configs.FILE in reference:
@@ -196,7 +194,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _id(metadata: Metadata, role: str) -> int | None:
-    entry = metadata.get(tokenizer.ID_KEYS[role])
+    entry = metadata.get(special_tokens.ID_KEYS[role])
     return int(entry.value) if isinstance(entry, Scalar) and entry.type in _INTEGERS else None
 
 
@@ -215,43 +213,43 @@ def _tokenizer(
     arch: Mapping[str, Any], metadata: Metadata, tokens: Tokens, reference: Mapping[str, Source], out: Companions
 ) -> None:
     """tokenizer.json, tokenizer_config.json and special_tokens_map.json into `out`."""
-    if tokenizer.FILE in reference:
+    if special_tokens.FILE in reference:
         _compare(tokens, reference, out.config)
-        out.files[tokenizer.FILE] = reference[tokenizer.FILE]
+        out.files[special_tokens.FILE] = reference[special_tokens.FILE]
     else:
-        out.files[tokenizer.FILE] = TokenizerStream(arch, tokens)
+        out.files[special_tokens.FILE] = TokenizerStream(arch, tokens)
         out.assumed += tokenizer_files.assumed_scheme(arch, tokens.pre)
     made, assumed = tokenizer_files.config_files(arch, metadata, tokens)
     out.files |= {name: reference.get(name, content) for name, content in made.items()}
-    if tokenizer.CONFIG not in reference:
+    if special_tokens.CONFIG not in reference:
         out.assumed += assumed
         return
-    settings = read_object(reference[tokenizer.CONFIG], tokenizer.CONFIG)
+    settings = read_object(reference[special_tokens.CONFIG], special_tokens.CONFIG)
     for role, text in tokenizer_files.role_texts(arch, metadata, tokens).items():
         theirs = settings.get(f"{role}_token")
         theirs = theirs.get("content") if isinstance(theirs, dict) else theirs
         if theirs != text:
             out.warnings.append(
-                f"{role}_token is {text!r} in the GGUF, {theirs!r} in the reference: its {tokenizer.CONFIG} stays"
+                f"{role}_token is {text!r} in the GGUF, {theirs!r} in the reference: its {special_tokens.CONFIG} stays"
             )
 
 
 def _compare(tokens: Tokens, reference: Mapping[str, Source], config: Mapping[str, Any]) -> None:
     """Raise InputError where the reference's tokenizer.json has other tokens or merges than the GGUF."""
-    theirs = read_tokenizer(reference[tokenizer.FILE])
+    theirs = read_tokenizer(reference[special_tokens.FILE])
     size = config.get("vocab_size")
     texts, types = tokenizer.vocabulary(theirs, {}, size if type(size) is int else tokens.tokens.count)
     for i, (ours, text) in enumerate(zip(tokens.tokens, texts, strict=True)):
         if ours != text or (types[i] == tokenizer.NORMAL) != bool(tokens.normal[i]):
             raise InputError(
                 f"token {i} is {text!r} in the reference, but {ours!r} in the GGUF",
-                file=tokenizer.FILE,
+                file=special_tokens.FILE,
                 hint=_SAME_MODEL,
             )
     if (theirs.merge_count, theirs.merges) != (tokens.merges.count, tokens.merges.data):
         raise InputError(
             "the merges of the reference are not the GGUF's",
-            file=tokenizer.FILE,
+            file=special_tokens.FILE,
             field="model.merges",
             hint=_SAME_MODEL,
         )
@@ -292,12 +290,12 @@ def _generation(
 
 def _template(metadata: Metadata, reference: Mapping[str, Source], out: Companions) -> None:
     """The chat templates into `out`: the GGUF's, else the reference's."""
-    prefix = f"{tokenizer.TEMPLATE_KEY}."
+    prefix = f"{special_tokens.TEMPLATE_KEY}."
     named = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
-    main = metadata.get(tokenizer.TEMPLATE_KEY)
+    main = metadata.get(special_tokens.TEMPLATE_KEY)
     if isinstance(main, Scalar) and isinstance(main.value, str):
         out.files["chat_template.jinja"] = main.value.encode()
-        theirs = tokenizer.chat_template(reference)
+        theirs = special_tokens.chat_template(reference)
         if isinstance(theirs, str) and theirs != main.value:
             out.warnings.append("the chat template of the GGUF is not the reference's: the GGUF's is written")
     elif "chat_template.jinja" in reference:

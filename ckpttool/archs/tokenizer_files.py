@@ -16,18 +16,8 @@ from json.encoder import encode_basestring  # serde_json, which writes the publi
 from typing import Any
 
 from ckpttool.archs.json_files import dumps
-from ckpttool.archs.tokenizer import (
-    ADD_KEYS,
-    CONFIG,
-    CONTROL,
-    FILE,
-    ID_KEYS,
-    NORMAL,
-    UNUSED,
-    USER_DEFINED,
-    byte_alphabet,
-    decoded,
-)
+from ckpttool.archs.special_tokens import ADD_KEYS, CONFIG, FILE, ID_KEYS
+from ckpttool.archs.tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, byte_alphabet, decoded
 from ckpttool.containers.gguf_values import Array, Scalar, ValueType
 from ckpttool.errors import InputError
 
