@@ -166,6 +166,23 @@ def test_legal_json_that_no_writer_writes(tmp_path: Path) -> None:
     assert header.metadata == {"k": "\U0001f600"}
 
 
+def test_text_that_crosses_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UTF-8 is checked in windows; none of them may end inside a character, nor hide a broken one."""
+    from ckpttool.containers import limits
+
+    name = "aé한\U0001f600" * 5
+    layout = ours.render([row(name, "U8", (4,))], {})
+    path = written(tmp_path / "x", layout)
+    broken = tmp_path / "broken"
+    for window in range(4, 40):
+        monkeypatch.setattr(limits, "READ_WINDOW", window)
+        assert parse(path).tensors[0].name == name
+        for at in range(12, 12 + len(name.encode())):
+            broken.write_bytes(layout.header[:at] + b"\xff" + layout.header[at + 1 :] + bytes(4))
+            with pytest.raises(InputError, match=f"at byte {at - 3}|at byte {at - 2}|at byte {at - 1}|at byte {at}: "):
+                parse(broken)
+
+
 # The index
 
 

@@ -90,24 +90,27 @@ class HeaderReader:
         self._pos += layout.size
         return values
 
-    def string(self, limit: int, what: str, field: str | None = None) -> bytes:
-        """The next string's bytes; `limit` is the longest allowed."""
-        start = self.at
+    def _length(self, what: str, field: str) -> int:
+        """The next string's length, which the file has room for."""
+        at = self.at
         (n,) = self.take(U64, field)
         if n > self.left:
-            raise self.fault(f"{what} of {n} bytes, {self.left} are left", at=start, field=field, hint=CUT)
-        if n > limit:
-            raise self.fault(f"{what} of {n} bytes, over the limit of {limit}", at=start, field=field)
+            raise self.fault(f"{what} of {n} bytes, {self.left} are left", at=at, field=field, hint=CUT)
+        return n
+
+    def _bytes(self, n: int, field: str) -> bytes:
         self._require(n, field)
-        text = self._window[self._pos : self._pos + n]
+        data = self._window[self._pos : self._pos + n]
         self._pos += n
-        return text
+        return data
 
     def name(self, limit: int, what: str, field: str) -> str:
         """The next string as a name: not empty, UTF-8, no NUL (C readers would stop there and see another name)."""
         start = self.at
-        raw = self.string(limit, what, field)
-        text = self.text(raw, start + 8, field)
+        n = self._length(what, field)
+        if n > limit:
+            raise self.fault(f"{what} of {n} bytes, over the limit of {limit}", at=start, field=field)
+        text = self.text(self._bytes(n, field), start + 8, field)
         if not text or "\0" in text:
             raise self.fault(f"{what} is empty or holds a NUL", at=start, field=field)
         return text
@@ -154,10 +157,10 @@ class HeaderReader:
             return self._array(key)
         kind = self._kind(number, at, key)
         if kind is ValueType.string:
-            self._budget(0, key)
+            n = self._length("a string", key)
+            self._budget(n, key)
             start = self.at
-            raw = self.string(limits.GGUF_VALUES, "a string", key)
-            return Scalar(kind, self.text(raw, start + 8, key))
+            return Scalar(kind, self.text(self._bytes(n, key), start, key))
         if kind is ValueType.bool:
             return Scalar(kind, self._bool(key))
         return Scalar(kind, self.take(FIXED[kind], key)[0])

@@ -208,7 +208,7 @@ class TableReader:
         """The three fields of an entry, their types checked."""
         if type(value) is not dict:
             raise self._fault("the entry must be an object", at, name)
-        for key in value.keys() ^ {"dtype", "shape", "data_offsets"}:
+        for key in sorted(value.keys() ^ {"dtype", "shape", "data_offsets"}):
             raise self._fault(f"{'unknown' if key in value else 'missing'} field {key!r}"[:100], at, name)
         dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
         if type(dtype) is not str:
