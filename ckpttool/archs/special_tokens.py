@@ -1,4 +1,7 @@
-"""The special tokens and the chat template of a GGUF, as llama.cpp's `SpecialVocab` finds them in the tokenizer's files."""
+"""The special tokens and the chat template of a GGUF, as llama.cpp's `SpecialVocab` finds them.
+
+It looks into tokenizer.json, tokenizer_config.json, the chat template files and config.json, in that order.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class Special:
 
 @dataclass
 class _Roles:
-    """Which token stands in which role while the post-processor is read; `known`: tokenizer_config.json says something."""
+    """Which token stands in which role while the post-processor is read; `known`: tokenizer_config.json is not empty."""
 
     named: dict[str, Any]
     known: bool
