@@ -173,13 +173,10 @@ def main() -> NoReturn:
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
     argv = sys.argv[1:]
-    as_json, debug = "--json" in argv, "--debug" in argv
     try:
         code = _run(argv)
-    except BrokenPipeError:
-        code = 0  # whoever read our output has seen enough
     except BaseException as e:
-        code = _reported(e, as_json, debug)
+        code = _reported(e, as_json="--json" in argv, debug="--debug" in argv)
     _settle()
     sys.exit(code)
 
@@ -196,10 +193,12 @@ def _run(argv: list[str]) -> int:
     return int(code)
 
 
-def _reported(error: BaseException, as_json: bool, debug: bool) -> int:
+def _reported(error: BaseException, *, as_json: bool, debug: bool) -> int:
     from ckpttool import render
     from ckpttool.errors import CkptError
 
+    if isinstance(error, render.OutputClosed):
+        return 0
     if debug:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt | click.Abort | Terminated):

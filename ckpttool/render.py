@@ -82,10 +82,14 @@ def flush() -> None:
 def _stdout_errors() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as e:
+        raise OutputClosed from e
     except OSError as e:
         raise LocalIOError(f"cannot be written: {e.strerror}", file="standard output", hint=_LOST) from e
+
+
+class OutputClosed(Exception):
+    """Whoever read our output has seen enough. No OSError, of which click would make an exit code of its own."""
 
 
 _LOST = "the command itself is done, its report is lost"
