@@ -144,8 +144,9 @@ def _config(
     carried = dict(stated)
     if tokens is not None:
         carried["vocab_size"] = tokens.tokens.count
-    others = set(special_tokens.ID_KEYS) - set(arch["tokenizer"]["roles"]["names"])  # these have no other place
-    places = {**arch["config"]["tokens"], **{f"{role}_token_id": role for role in sorted(others)}}
+    places = dict(arch["config"]["tokens"])
+    if configs.FILE not in reference:  # roles that tokenizer_config.json is not given have their place here
+        places |= {f"{role}_token_id": role for role in ("unk", "sep", "mask")}
     roles = {path: i for path, role in places.items() if (i := _id(metadata, role)) is not None}
     if configs.FILE in reference:
         return _checked(carried, roles, read_text(reference[configs.FILE], configs.FILE, CONFIG_LIMIT))

@@ -46,7 +46,7 @@ class Special:
 
 @dataclass
 class _Roles:
-    """Which token stands in which role while the post-processor is read; `known`: tokenizer_config.json is not empty."""
+    """Which token stands in which role while the post-processor is read; `known`: tokenizer_config.json names some."""
 
     named: dict[str, Any]
     known: bool
