@@ -201,6 +201,11 @@ def test_other_ggufs_are_refused_by_key(files: dict[str, Source], name: str) -> 
     assert caught.value.hint
 
 
+def test_an_absurd_number_of_layers_is_not_believed(files: dict[str, Source]) -> None:
+    with pytest.raises(InputError, match="no number of layers"):
+        from_gguf(ARCH, _keys(files, **{"gpt-oss__block_count": u32(0xFFFFFFFF)}))
+
+
 def test_a_reference_stands_in_for_a_tokenizer_of_another_kind(files: dict[str, Source]) -> None:
     keys = _keys(files, tokenizer__ggml__pre=string("default"))
     made = from_gguf(ARCH, keys, reference=files)

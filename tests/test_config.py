@@ -110,6 +110,22 @@ def test_what_openais_config_lacks_is_named_at_once() -> None:
     assert [p.field for p in caught.value.problems] == ["num_experts", "hidden_size", "rope_theta"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "field"),
+    [
+        ("num_hidden_layers", 1 << 30, "num_hidden_layers"),
+        ("num_hidden_layers", 2.5, "num_hidden_layers"),
+        ("hidden_size", -1, "hidden_size"),
+        ("rope_scaling_factor", 1e308, "max_position_embeddings"),
+        ("initial_context_length", 0, "max_position_embeddings"),
+    ],
+)
+def test_absurd_numbers_are_not_believed(key: str, value: float, field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        configs.openai_to_hf(ARCH, {**json.loads(PUBLISHED), key: value})
+    assert caught.value.field == field and caught.value.hint
+
+
 def test_what_config_lacks_for_openai_is_named_at_once() -> None:
     config = {**_without("head_dim", "swiglu_limit"), "rope_scaling": {"rope_type": "linear", "factor": "x"}}
     with pytest.raises(Problems) as caught:

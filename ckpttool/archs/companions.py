@@ -155,7 +155,7 @@ def _config(
         raise InputError("says nothing of the vocabulary's size", field="tokenizer.ggml.tokens", hint=_STATE_IT)
     for path, value in {**carried, **roles}.items():
         configs.put(config, path, value)
-    pattern = _pattern(arch, metadata, config["num_hidden_layers"])
+    pattern = _pattern(arch, metadata, configs.layer_types(arch, config["num_hidden_layers"]))
     if pattern is not None:
         config["layer_types"] = pattern
     assumed = configs.complete(arch, config)
@@ -199,10 +199,11 @@ def _id(metadata: Metadata, role: str) -> int | None:
     return int(entry.value) if isinstance(entry, Scalar) and entry.type in _INTEGERS else None
 
 
-def _pattern(arch: Mapping[str, Any], metadata: Metadata, layers: int) -> list[str] | None:
+def _pattern(arch: Mapping[str, Any], metadata: Metadata, published: list[str]) -> list[str] | None:
     """layer_types where the GGUF states its own pattern: a period (the last of it is full), or a flag a layer."""
     entry = metadata.get(f"{arch['arch']['gguf']}.attention.sliding_window_pattern")
     sliding, full = arch["config"]["layer_types"]["cycle"]
+    layers = len(published)
     if isinstance(entry, Scalar) and entry.type in _INTEGERS and int(entry.value) > 0:
         return [sliding if n % int(entry.value) < int(entry.value) - 1 else full for n in range(layers)]
     if isinstance(entry, Array) and entry.type is not ValueType.string and entry.count == layers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 from ckpttool.archs.json_files import decode, dumps, parse_object
@@ -19,6 +20,9 @@ FILE = "config.json"
 MISSING: Any = object()
 SIZE_LIMIT = 1 << 31
 """Above any size that a model has; below, products of sizes stay exact."""
+
+LAYER_LIMIT = 1 << 14
+"""Layers; layer_types lists them, so an absurd number must not be believed."""
 
 _DTYPES = {"bf16": "bfloat16", "f32": "float32", "f16": "float16"}
 _STATE_IT = "state it as the model's own config.json does, or take that one with --reference DIR"
@@ -125,7 +129,10 @@ def like(text: bytes, config: Mapping[str, Any], wanted: dict[str, Any]) -> byte
 
 
 def layer_types(arch: Mapping[str, Any], layers: int) -> list[str]:
-    """The published pattern of sliding and full attention for `layers` layers."""
+    """The published pattern of sliding and full attention. InputError where `layers` is no number of layers."""
+    if type(layers) is not int or not 0 < layers <= LAYER_LIMIT:
+        what = f"is {layers!r}, which is no number of layers"
+        raise InputError(what, file=FILE, field="num_hidden_layers", hint="the source is damaged; fetch it again")
     cycle = arch["config"]["layer_types"]["cycle"]
     return [cycle[n % len(cycle)] for n in range(layers)]
 
@@ -185,11 +192,13 @@ def openai_to_hf(
             continue
         put(config, row["config"], _number(value, kind))
     raise_all(problems)
-    assumed = []
+    sizes(arch, config)
+    assumed: list[tuple[str, str, Any]] = []
     for path, factors in table["products"].items():
-        product = 1.0
-        for factor in factors:
-            product *= get(config, factor)
+        product = prod(float(get(config, factor)) for factor in factors)
+        if not 0 < product < SIZE_LIMIT:
+            what = f"would be {product}, the product of {' and '.join(factors)}"
+            raise InputError(what, file=FILE, field=path, hint="download original/config.json again")
         put(config, path, int(product))
         assumed.append((FILE, path, int(product)))
     for path, value in table["assumed"].items():
