@@ -1,0 +1,192 @@
+"""README.md is true: its commands run as pasted, its tables are the code's tables."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import ckpttool
+import ckpttool.errors
+from ckpttool import cli
+from ckpttool.codecs.formats import RECIPES
+from ckpttool.target import LEGAL, MOE_EXPERTS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+FIXTURE = ROOT / "fixtures" / "tiny-gpt-oss"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+STAND_INS = {"gpt-oss-20b": "hf", "my-finetune": "hf-bf16"}
+"""The folders that README's examples speak of, and the fixture that is each here."""
+
+
+def blocks(language: str) -> list[str]:
+    return [text for tag, text in BLOCKS if tag == language]
+
+
+def marked(name: str) -> str:
+    """The command after a marker, which says what it is for."""
+    found = re.findall(rf"^<!-- {name} -->\n```bash\n(.*)\n```$", README, re.MULTILINE)
+    assert len(found) == 1
+    return str(found[0])
+
+
+def table(head: str) -> list[list[str]]:
+    """The rows of the table whose head begins so, without backticks."""
+    text = README[README.index(f"| {head}") :].split("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip().replace("`", "") for cell in row] for row in rows[2:]]
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An environment in which `ckpttool` is this interpreter's, whether or not its folder is on the PATH."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "ckpttool"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from ckpttool.cli import main; main()" "$@"\n', "utf-8")
+    script.chmod(0o755)
+    package = str(Path(ckpttool.__file__).resolve().parents[1])
+    yield {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": package}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the examples begin with; they run in README's order."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name, dialect in STAND_INS.items():
+        shutil.copytree(FIXTURE / dialect, folder / name)
+    shutil.copytree(FIXTURE / "hf", folder / "fixtures" / "tiny-gpt-oss" / "hf")
+    return folder
+
+
+def bash(command: str, cwd: Path, environment: dict[str, str]) -> str:
+    line = ["bash", "-euo", "pipefail", "-c", command]
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_every_example_runs(workplace: Path, shell: dict[str, str]) -> None:
+    install, convert = marked("convert").split(" && ckpttool ")
+    assert install == "python3 -m venv .venv && . .venv/bin/activate && pip install ."
+    bash(f"ckpttool {convert}", workplace, shell)
+    assert (workplace / "tiny.gguf").is_file()
+    others = [b for b in blocks("bash") if ".venv" not in b and "_COMPLETE" not in b]
+    assert len(others) == 2
+    for block in others:
+        for command in block.strip().splitlines():
+            bash(command, workplace, shell)
+    made = ("gpt-oss-20b-bf16", "my-finetune-mxfp4", "my-finetune.gguf", "back-again", "exact", "inspection.json")
+    assert all((workplace / name).exists() for name in made)
+    assert not (workplace / "smaller.gguf").exists()
+
+
+def test_the_python_example_runs(workplace: Path, shell: dict[str, str]) -> None:
+    (block,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", block], cwd=workplace, env=shell, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 4.25
+
+
+def test_ci_runs_the_test_command_to_the_letter() -> None:
+    ci = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert marked("test").startswith("python3 -m venv .venv && . .venv/bin/activate && pip install ")
+    (extraction,) = re.findall(r"^test_command=\$\((.*)\)$", ci, re.MULTILINE)
+    assert bash(extraction, ROOT, dict(os.environ)).strip() == marked("test")
+    assert ci.rstrip().endswith('-c "$test_command"')
+    (install,) = re.findall(r"pip install .*?(?= &&)", marked("test"))
+    assert install.removeprefix("pip install ") in ci
+
+
+def test_the_legal_combinations_are_the_codes() -> None:
+    rows = {row[0]: [tuple(cell.split()) for cell in row[1:]] for row in table("`--to` | `--experts`")}
+    assert rows == {to: [row["experts"], row["outtype"], row["dtype"]] for to, row in LEGAL.items()}
+    assert f"It goes with `--experts` `{MOE_EXPERTS[0]}`, `{MOE_EXPERTS[1]}` or `{MOE_EXPERTS[2]}`" in README
+
+
+def test_the_recipes_are_the_codes() -> None:
+    rows = [(row[0].removesuffix(" (default)"), row[1], row[2], "-0" not in row[3]) for row in table("recipe")]
+    assert rows == [(r.name, r.scale, r.ties, r.keeps_negative_zero) for r in RECIPES.values()]
+
+
+SOURCES = {
+    "HF MXFP4": "hf",
+    "OpenAI original/": "openai",
+    "HF BF16": "hf-bf16",
+    "Unsloth BF16": "unsloth",
+    "GGUF, MXFP4 experts": "gguf/tiny-gpt-oss-auto.gguf",
+    "GGUF, BF16 experts": "gguf/tiny-gpt-oss-bf16.gguf",
+    "GGUF, Q8_0 or k-quants": "gguf/tiny-gpt-oss-q4_k_m.gguf",
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_fidelities_are_the_plans(source: str, tmp_path: Path) -> None:
+    (row,) = (r for r in table("from ") if r[0] == source)
+    sources = [FIXTURE / SOURCES[source]]
+    if "Q8_0" in source:
+        sources.append(FIXTURE / "gguf" / "tiny-gpt-oss-q8_0.gguf")
+    for path in sources:
+        assert [_fidelity(path, tmp_path, to) for to in _COLUMNS] == row[1:]
+
+
+_COLUMNS = ("mxfp4", "bf16", "openai", "gguf", "gguf --experts mxfp4")
+
+
+def _fidelity(source: Path, folder: Path, column: str) -> str:
+    to, _, experts = column.partition(" --experts ")
+    try:
+        plan = ckpttool.plan(source, folder / "out", to=to, experts=experts or None, reference=FIXTURE / "hf")
+    except ckpttool.CkptError as e:
+        assert "quantized again" in str(e)
+        return "refused"
+    arch = plan.source.arch
+    assert arch is not None
+    (fidelity,) = {s.fidelity for s in plan.steps if arch.is_expert(s.parts[0])}
+    return str(fidelity)
+
+
+def test_the_table_of_fidelities_has_these_columns() -> None:
+    assert table("from ") and f"| from \\ `--to` | {' | '.join(f'`{c}`' for c in _COLUMNS)} |" in README
+    assert [row[0] for row in table("from ")] == list(SOURCES)
+
+
+def test_the_exit_codes_are_the_errors() -> None:
+    codes = {n for row in table("exit code") for n in re.findall(r"\d+", row[0])}
+    errors = [e for e in vars(ckpttool.errors).values() if isinstance(e, type) and issubclass(e, ckpttool.CkptError)]
+    assert codes == {"0", "130", "143", *(str(e.exit_code) for e in errors)}
+    assert set(re.findall(r"\d+", cli.EXITS)) | {"130", "143"} == codes
+
+
+def test_every_option_named_is_an_option() -> None:
+    named = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"pip install [^&]*", "", README)))
+    said = "".join(CliRunner().invoke(cli.cli, [c, "--help"]).output for c in cli.cli.commands)
+    assert named <= set(re.findall(r"--[a-z][a-z-]+", said))
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_completion_is_what_click_offers(name: str, shell: dict[str, str]) -> None:
+    (line,) = (b for b in blocks(name) if f"_CKPTTOOL_COMPLETE={name}_source" in b)
+    script = bash(f"_CKPTTOOL_COMPLETE={name}_source ckpttool", ROOT, shell)
+    assert "ckpttool" in line and f"_CKPTTOOL_COMPLETE={name}_complete" in script
+    words = {"COMP_WORDS": "ckpttool convert a b --lo", "COMP_CWORD": "4" if name != "fish" else "--lo"}
+    asked = {**shell, **words, "_CKPTTOOL_COMPLETE": f"{name}_complete"}
+    assert "--lossless" in bash("ckpttool", ROOT, asked)
+
+
+def test_bash_completes(shell: dict[str, str]) -> None:
+    (line,) = (b for b in blocks("bash") if "_COMPLETE" in b)
+    ask = 'COMP_WORDS=(ckpttool ver); COMP_CWORD=1; _ckpttool_completion ckpttool; echo "${COMPREPLY[@]}"'
+    assert bash(f"{line}\n{ask}", ROOT, shell).split() == ["verify"]
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links and all((ROOT / link).is_file() for link in links)
