@@ -143,7 +143,7 @@ def _loop(path: Path) -> None:
         (_loop, "cannot open: Too many levels"),
         (lambda p: p.symlink_to("nowhere"), "cannot open: No such file"),
         (lambda p: p.symlink_to("/dev/zero"), "is a device"),
-        (lambda p: None, "cannot open: No such file"),
+        (lambda p: None, "cannot open: No such file or directory; is the checkpoint complete"),
     ],
     ids=["fifo", "folder", "socket", "loop", "dangling", "device", "missing"],
 )
@@ -291,7 +291,7 @@ def test_what_exists_is_not_touched(path: Path, tmp_path: Path) -> None:
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
     for taken in (path, link, dangling, tmp_path):
-        with pytest.raises(LocalIOError, match="cannot create: File exists"):
+        with pytest.raises(LocalIOError, match="cannot create: File exists; remove it, or write elsewhere"):
             LocalTarget.create(taken, 10)
     assert hashlib.sha256(path.read_bytes()).digest() == before
     assert not (tmp_path / "nowhere").exists()

@@ -33,6 +33,20 @@ _CONTENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENX
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
+_HINTS: Final = {
+    errno.ENOENT: "is the checkpoint complete, and the path right?",
+    errno.EACCES: "check the permissions of the file and its folder",
+    errno.EPERM: "check the permissions of the file and its folder",
+    errno.EROFS: "write to another disk",
+    errno.EEXIST: "remove it, or write elsewhere",
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some space, or write to another disk",
+    errno.EFBIG: "write to a file system that holds files of this size",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.EIO: "the disk or its connection fails; look at the system's log",
+}
+"""What the user can do about the system's error."""
+
 
 def _flags(*names: str) -> int:
     """The open flags of these names that this system has."""
@@ -107,7 +121,7 @@ class _Positional:
             done += got
 
     def _io_error(self, what: str, error: OSError, offset: int | None = None) -> LocalIOError:
-        return LocalIOError(f"{what}: {_reason(error)}", file=self.name, offset=offset)
+        return LocalIOError(f"{what}: {_reason(error)}", file=self.name, offset=offset, hint=_hint(error))
 
     def _short(self, at: int, missing: int) -> CkptError:
         return InputError(
@@ -130,7 +144,7 @@ class LocalFile(_Positional):
             fd = os.open(where, os.O_RDONLY | _SAFE)
         except OSError as error:
             kind = InputError if error.errno in _CONTENT else LocalIOError
-            raise kind(f"cannot open: {_reason(error)}", file=label) from error
+            raise kind(f"cannot open: {_reason(error)}", file=label, hint=_hint(error)) from error
         except ValueError as error:
             raise InputError("the file name holds a NUL character", file=label) from error
         super().__init__(fd, where, label)
@@ -164,6 +178,10 @@ class LocalFile(_Positional):
 def _reason(error: OSError) -> str:
     """The system's own words for an error."""
     return error.strerror or str(error)
+
+
+def _hint(error: OSError) -> str | None:
+    return _HINTS.get(error.errno or 0)
 
 
 def _require_regular(mode: int, label: str) -> None:
@@ -220,7 +238,7 @@ class LocalTarget(_Positional):
         try:
             return cls(os.open(where, flags, 0o666), where, label)
         except OSError as error:
-            raise LocalIOError(f"{what}: {_reason(error)}", file=label) from error
+            raise LocalIOError(f"{what}: {_reason(error)}", file=label, hint=_hint(error)) from error
 
     @property
     def size(self) -> int:
@@ -247,7 +265,7 @@ class LocalTarget(_Positional):
         return LocalIOError(
             f"cannot reserve {size} bytes: {_reason(error)} ({free} bytes are free)",
             file=self.name,
-            hint="free some space, or write to another disk",
+            hint=_hint(error),
         )
 
     def _put(self, offset: int, view: memoryview) -> int:
