@@ -116,5 +116,5 @@ def _bytes(size: Size | None, option: str) -> int | None:
             said, _, hint = str(e).partition("; ")
             raise UsageError(f"--{option.replace('_', '-')}: {said}", hint=hint) from e
     if size is not None and size <= 0:
-        raise UsageError(f"--{option.replace('_', '-')}: {size} is no size", hint="write for example 512MB, 5GB or 1GiB")
+        raise UsageError(f"--{option.replace('_', '-')}: {size} is no size", hint="write 512MB, 5GB or 1GiB")
     return size

@@ -7,7 +7,7 @@ checkpoint, conversion refuses it, and either way the user sees the whole damage
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,14 @@ from ckpttool.archs.json_files import read_object
 from ckpttool.codecs.formats import MXFP4_PAIR, PLAIN, BlockFormat, Codec, ElementFormat, Packing, ggml_codec
 from ckpttool.containers import gguf, safetensors
 from ckpttool.containers.source import LocalFile
-from ckpttool.errors import CkptError, InputError
+from ckpttool.errors import CkptError, InputError, raise_all
 from ckpttool.locate import Located, companions, locate
 from ckpttool.tensors import StoredTensor, Weight
 
 if TYPE_CHECKING:
     from ckpttool.partview import PartView
 
+CONFIG = "config.json"
 PAIRS = (("_blocks", "_scales"), (".blocks", ".scales"))
 
 
@@ -99,36 +100,49 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) ->
     if reference is not None:
         beside = companions(Path(reference)) | beside
     metadata = headers[0].metadata if located.container == "gguf" else {}
-    config = _config(beside) if located.container == "safetensors" else None
-    arch = _arch(located.container, metadata, config)
+    config, problems = _config(beside) if located.container == "safetensors" else (None, [])
+    declared = _declared(located.container, metadata, config)
     stored = [t for h in headers for t in _ordered(h.tensors, located.container)]
-    problems = [*_against_index(stored, located), *_doubled(stored), *_against_split(headers, files)]
+    problems += [*_against_index(stored, located), *_doubled(stored), *_against_split(headers, files)]
     weights, more = _weights(stored, located.container)
     problems += more
-    arch, dialect = _dialect(arch, located.container, weights)
-    sizes, more = _sizes(arch, metadata, config)
+    arch, dialect = _dialect(declared, located.container, weights)
+    where = located.index_name or files[0].name
+    sizes, more = _sizes(arch, dialect, metadata, config, where)
+    if dialect and sizes and not more:
+        more = _absurd(dialect, sizes, len(weights), where if metadata else CONFIG)
+        sizes = None if more else sizes
     problems += more
     claims = _claims(dialect, weights)
     shapes = arch.shapes(sizes) if arch and sizes else {}
     extents: dict[str, tuple[Extent, ...]] = {}
     if dialect and sizes:
+        seen = {_base(t.name) for t in stored}
         problems += _misfits(dialect, sizes, shapes, weights, claims)
+        problems += _missing(dialect, sizes, seen, where)
         if not problems:
             extents = extents_of(weights, claims.values(), shapes)
     return Checkpoint(
         Path(path), located.root, located.container, files, tuple(weights), metadata, config, beside, arch, dialect,
-        sizes, claims, shapes, extents, tuple(problems), located.notes, {f.name: f.path for f in files},
+        sizes, claims, shapes, extents, tuple(problems), (*located.notes, *_notes(located, weights)),
+        {f.name: f.path for f in files},
     )  # fmt: skip
 
 
 def _read_headers(located: Located) -> tuple[list[Any], tuple[SourceFile, ...]]:
     headers: list[Any] = []
     files = []
+    problems: list[CkptError] = []
     for path in located.files:
-        with LocalFile(path, path.name) as f:
-            header = (gguf if located.container == "gguf" else safetensors).parse(f)
-            headers.append(header)
-            files.append(SourceFile(path.name, path, f.size, f.mtime_ns, header.nbytes, header.sha256))
+        try:
+            with LocalFile(path, path.name) as f:
+                header = (gguf if located.container == "gguf" else safetensors).parse(f)
+        except CkptError as e:
+            problems.append(e)
+            continue
+        headers.append(header)
+        files.append(SourceFile(path.name, path, f.size, f.mtime_ns, header.nbytes, header.sha256))
+    raise_all(problems)
     return headers, tuple(files)
 
 
@@ -148,8 +162,14 @@ def _against_index(stored: Sequence[StoredTensor], located: Located) -> Iterable
             yield InputError(f"says {file}, whose header lacks it", file=name, field=f"weight_map[{tensor}]", hint=hint)
         elif have[tensor] != file:
             yield InputError(f"says {file}, but {have[tensor]} holds it", file=name, field=tensor, hint=hint)
-    for tensor in have.keys() - located.weight_map.keys():
+    for tensor in sorted(have.keys() - located.weight_map.keys()):
         yield InputError(f"in {have[tensor]}, but not in the index", file=name, field=tensor, hint=hint)
+
+
+def _notes(located: Located, weights: Sequence[Weight]) -> Iterable[str]:
+    nbytes = sum(w.nbytes for w in weights)
+    if located.total_size not in (None, nbytes):
+        yield f"{located.index_name} says total_size {located.total_size}, the tensors have {nbytes} bytes"
 
 
 def _against_split(headers: Sequence[Any], files: Sequence[SourceFile]) -> Iterable[CkptError]:
@@ -227,19 +247,34 @@ def _plain_codec(t: StoredTensor) -> Codec:
     return Codec(BlockFormat(t.dtype, ElementFormat(t.dtype, bits)), Packing.flat, (max(1, bits // 8),))
 
 
-def _config(beside: Mapping[str, Path]) -> Mapping[str, Any] | None:
-    return read_object(beside["config.json"], "config.json") if "config.json" in beside else None
+def _config(beside: Mapping[str, Path]) -> tuple[Mapping[str, Any] | None, list[CkptError]]:
+    if CONFIG not in beside:
+        return None, []
+    try:
+        return read_object(beside[CONFIG], CONFIG), []
+    except CkptError as e:
+        return None, [e]
 
 
-def _arch(container: str, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None) -> Arch | None:
+def _declared(
+    container: str, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None
+) -> tuple[str, object]:
+    """What the checkpoint says that it is (None: nothing), and before it the key of `[arch]` that holds such names."""
     if container == "gguf":
-        value = metadata.get("general.architecture")
-        return arch_named("gguf", value.value) if isinstance(value, gguf.Scalar) else None
-    return arch_named("model_type", config.get("model_type")) if config else None
+        return "gguf", getattr(metadata.get("general.architecture"), "value", None)
+    return "model_type", (config or {}).get("model_type")
 
 
-def _dialect(arch: Arch | None, container: str, weights: Sequence[Weight]) -> tuple[Arch | None, Dialect | None]:
-    """The dialect that knows the most weights by name and, for experts, by format; at least half of them."""
+def _dialect(
+    declared: tuple[str, object], container: str, weights: Sequence[Weight]
+) -> tuple[Arch | None, Dialect | None]:
+    """The dialect that knows the most weights by name and, for experts, by format; at least half of them.
+
+    Only of the architecture that is declared: another one may use the same names for something else.
+    """
+    arch = arch_named(*declared)
+    if arch is None and declared[1] is not None:
+        return None, None
     best: tuple[int, Arch | None, Dialect | None] = (0, arch, None)
     for candidate in (arch,) if arch else arches():
         for dialect in candidate.dialects.values():
@@ -256,7 +291,11 @@ def _dialect(arch: Arch | None, container: str, weights: Sequence[Weight]) -> tu
 
 
 def _sizes(
-    arch: Arch | None, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None
+    arch: Arch | None,
+    dialect: Dialect | None,
+    metadata: Mapping[str, gguf.Value],
+    config: Mapping[str, Any] | None,
+    where: str,
 ) -> tuple[Sizes | None, list[CkptError]]:
     """The letters of the shapes, from whichever side file speaks for this checkpoint; None where none does."""
     if arch is None:
@@ -266,10 +305,13 @@ def _sizes(
         for letter, key in arch.table["gguf_sizes"].items():
             value = metadata.get(key)
             found[letter] = len(value) if isinstance(value, gguf.Array) else value.value if value else None
-        keys, where = arch.table["gguf_sizes"], "its key-values"
+        keys = arch.table["gguf_sizes"]
     elif config is not None:
+        if config.get("model_type") is None and dialect is not None and dialect.name != "openai":
+            text, hint = "is missing", f'it should say "{arch.table["arch"]["model_type"]}"'
+            return None, [InputError(text, file=CONFIG, field="model_type", hint=hint)]
         keys = arch.size_keys if config.get("model_type") else arch.table["openai_sizes"]
-        found, where = {letter: config.get(key) for letter, key in keys.items()}, "config.json"
+        found, where = {letter: config.get(key) for letter, key in keys.items()}, CONFIG
     else:
         return None, []
     hint = "is it this model's file?"
@@ -279,6 +321,17 @@ def _sizes(
         if type(n) is not int or not 0 < n < 1 << 24
     ]
     return (None if bad else found), bad
+
+
+def _absurd(dialect: Dialect, sizes: Sizes, count: int, where: str) -> list[CkptError]:
+    """More layers or experts than there are tensors: said at once, rather than by naming each that is missing."""
+    letters = {"L": "layers"} | ({"E": "experts"} if any("{e}" in row for row in dialect.rows) else {})
+    hint = "sizes and weights are of different models"
+    return [
+        InputError(f"says {sizes[x]} {word}, but there are {count} tensors in all", file=where, hint=hint)
+        for x, word in letters.items()
+        if sizes[x] > count
+    ]
 
 
 def _claims(dialect: Dialect | None, weights: Sequence[Weight]) -> dict[str, Claim]:
@@ -294,11 +347,12 @@ def _misfits(
     weights: Sequence[Weight],
     claims: Mapping[str, Claim],
 ) -> Iterable[CkptError]:
-    """Weights that are missing, unknown, or of another shape than the sizes say."""
+    """Weights that are unknown, or of another shape than the sizes say."""
     expected = {c.name: c for c in dialect.expand(sizes)}
+    said = "config.json says" if dialect.container == "safetensors" else "the key-values say"
     for w in weights:
         if w.name not in expected:
-            layer = "" if w.name not in claims else f"; config.json says {sizes['L']} layers, {sizes['E']} experts"
+            layer = "" if w.name not in claims else f"; {said} {sizes['L']} layers, {sizes['E']} experts"
             yield InputError(
                 f"not a name of the {dialect.name} dialect{layer}",
                 file=w.stored[0].file,
@@ -308,10 +362,21 @@ def _misfits(
             continue
         shape = expected[w.name].join.stored_shape(shapes)
         if _squeezed(w.shape) != _squeezed(shape):
-            yield _misshaped(w, shape)
-    have = {w.name for w in weights}
-    for name in expected.keys() - have:
-        yield InputError("missing", field=name, hint="one of the files is missing, or it is no whole checkpoint")
+            yield _misshaped(w, shape, said)
+
+
+def _missing(dialect: Dialect, sizes: Sizes, seen: Set[str], where: str) -> Iterable[CkptError]:
+    """Weights of which nothing is `seen`; one that lacks its other half has been reported."""
+    hint = f"it is no whole checkpoint, or not one of {sizes['L']} layers and {sizes['E']} experts"
+    for claim in dialect.expand(sizes):
+        if claim.name not in seen:
+            yield InputError("is missing", file=where, field=claim.name, hint=hint)
+
+
+def _base(name: str) -> str:
+    """A stored tensor's weight: its name without what marks codes or scales."""
+    ends = (end for pair in PAIRS for end in pair if name.endswith(end))
+    return name.removesuffix(next(ends, ""))
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -319,13 +384,13 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)
 
 
-def _misshaped(w: Weight, shape: tuple[int, ...]) -> CkptError:
-    text = f"shape {list(w.shape)}, but the config says {list(shape)}"
+def _misshaped(w: Weight, shape: tuple[int, ...], said: str) -> CkptError:
+    text = f"has shape {list(w.shape)}, but {said} {list(shape)}"
     swapped = (*w.shape[:-2], *reversed(w.shape[-2:]))
     if len(shape) == 3 and swapped == shape:
         hint = "the experts look un-transposed: HF BF16 experts are [experts, in, out]; transpose the last two axes"
     else:
-        hint = "config.json and weights are of different models"
+        hint = "sizes and weights are of different models"
     return InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ckpttool.archs import Claim
 from ckpttool.archs.joins import PartShape
@@ -21,6 +21,7 @@ from ckpttool.codecs.formats import (
 from ckpttool.errors import CkptError, InputError, UsageError
 from ckpttool.steps import kind_of
 from ckpttool.target import Target
+from ckpttool.tensors import Weight
 
 GGUF_CODECS: Mapping[str, Codec] = {
     "f32": F32_FLAT, "f16": F16_FLAT, "bf16": BF16_FLAT, "q8_0": Q8_0_GGML, "mxfp4": MXFP4_GGML,
@@ -67,7 +68,8 @@ def choose(source: Checkpoint, target: Target, claims: list[Claim]) -> tuple[dic
     assert source.arch is not None
     have = source_codecs(source)
     outtype = chosen_outtype(source, target) if target.to == "gguf" else ""
-    out, problems = {}, []
+    out: dict[str, Codec] = {}
+    clashes: dict[tuple[str, str], list[Weight]] = {}
     for claim in claims:
         part = claim.join.parts[0]
         if source.arch.is_expert(part):
@@ -75,9 +77,10 @@ def choose(source: Checkpoint, target: Target, claims: list[Claim]) -> tuple[dic
         else:
             codec = _other_codec(target, have[part], outtype, claim.name, source.shapes[part])
         out[claim.name] = codec
-        problems += _against(claim, source.shapes[part], have[part], codec)
-    problems += _against_dialect(source, target, claims, out)
-    return out, problems
+        if clash := _against(source.shapes[part], have[part], codec):
+            clashes.setdefault(clash, []).append(source.extents[part][0].weight)
+    problems = [_clash_error(text, hint, weights) for (text, hint), weights in clashes.items()]
+    return out, [*problems, *_against_dialect(source, target, claims, out)]
 
 
 def _expert_codec(target: Target, have: Codec, outtype: str) -> Codec:
@@ -112,17 +115,23 @@ def _other_codec(target: Target, have: Codec, outtype: str, name: str, shape: Pa
     return F16_FLAT if shape.row_length % codec.format.block else codec
 
 
-def _against(claim: Claim, shape: PartShape, have: Codec, codec: Codec) -> list[CkptError]:
-    part = claim.join.parts[0]
+def _against(shape: PartShape, have: Codec, codec: Codec) -> tuple[str, str] | None:
+    """What stands against a part's way from one codec to the other, and what to do about it."""
     if shape.row_length % codec.format.block:
         text = f"rows of {shape.row_length} elements do not divide into {codec.name} blocks of {codec.format.block}"
-        return [InputError(text, field=part, hint="keep this weight in BF16: --to bf16, or --experts bf16 for a GGUF")]
+        return text, "keep this weight in BF16: --to bf16, or --experts bf16 for a GGUF"
     if kind_of(have, codec) is None:
-        hint = (
-            f"its values are {have.name}'s already: convert with --to bf16, and make {codec.name} of that if you must"
-        )
-        return [InputError(f"{have.name} experts would be quantized again, to {codec.name}", field=part, hint=hint)]
-    return []
+        hint = f"convert with --to bf16 first, and make {codec.name} of that if you must"
+        return f"is {have.name}; to quantize it again, to {codec.name}, would lose more than either does alone", hint
+    return None
+
+
+def _clash_error(text: str, hint: str, weights: Sequence[Weight]) -> CkptError:
+    """One error for all weights with the same trouble."""
+    names = sorted({w.name for w in weights})
+    more = f" (and {len(names) - 1} more tensors like it)" if len(names) > 1 else ""
+    first = next(w for w in weights if w.name == names[0])
+    return InputError(text + more, file=first.stored[0].file, field=first.name, hint=hint)
 
 
 def _against_dialect(

@@ -6,6 +6,7 @@ GGUF of any name, the first of a split set, or a folder that holds just one GGUF
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ckpttool.errors import InputError
 
 GGUF_MAGIC = b"GGUF"
 SHARD = re.compile(r"(?P<stem>.+?)-+(?P<no>\d{5})-of-(?P<of>\d{5})(?P<suffix>\.safetensors|\.gguf)")
+HUB_REPO = re.compile(r"[\w-][\w.-]*/([\w-][\w.-]*)")
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -39,18 +41,26 @@ def locate(source: Path) -> Located:
         InputError: nothing there, nothing recognisable, several checkpoints, an adapter, an incomplete set of shards.
     """
     if not source.exists():
-        raise InputError("no such file or folder", file=str(source))
+        repo = HUB_REPO.fullmatch(str(source))
+        hint = f"download it first: hf download {source} --local-dir {repo[1]}" if repo else "check the path"
+        raise InputError("no such file or folder", file=str(source), hint=hint)
     return _locate_folder(source) if source.is_dir() else _locate_file(source)
 
 
 def _locate_file(path: Path) -> Located:
     if not path.is_file():
-        raise InputError("neither a file nor a folder", file=str(path))
+        hint = "SOURCE is a folder with safetensors, a .safetensors file or a GGUF"
+        raise InputError("neither a file nor a folder", file=str(path), hint=hint)
     if path.name.endswith(INDEX_SUFFIX):
         return _indexed(path)
     with path.open("rb") as f:
         if f.read(4) == GGUF_MAGIC:
             return Located("gguf", path.parent, _split_set(path))
+    if path.name == ADAPTER and (path.parent / ADAPTER_CONFIG).exists():
+        raise _adapter(path.parent)
+    match = SHARD.fullmatch(path.name)
+    if match and (int(match["no"]), int(match["of"])) not in ((0, 0), (1, 1)):
+        raise InputError("is one file of several", file=str(path), hint=f"give their folder: {path.parent}")
     return Located("safetensors", path.parent, (path,))
 
 
@@ -75,9 +85,8 @@ def _split_set(path: Path) -> tuple[Path, ...]:
 def _locate_folder(folder: Path) -> Located:
     names = sorted(p.name for p in folder.iterdir())
     tensors = [n for n in names if n.endswith(".safetensors")]
-    if "adapter_config.json" in names and set(tensors) <= {"adapter_model.safetensors"}:
-        hint = "with peft: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)"
-        raise InputError(f"an adapter of {_base_model(folder)}; merge it first", file=str(folder), hint=hint)
+    if ADAPTER_CONFIG in names and set(tensors) <= {ADAPTER}:
+        raise _adapter(folder)
     indexes = [n for n in names if n.endswith(INDEX_SUFFIX)]
     if len(indexes) > 1:
         raise InputError(f"several indexes: {', '.join(indexes)}", file=str(folder), hint="give one of them as SOURCE")
@@ -113,6 +122,7 @@ def _without_index(folder: Path, names: list[str]) -> list[str]:
         _inside(folder / names[0], folder)
         return names
     if "model.safetensors" in names:
+        _inside(folder / "model.safetensors", folder)
         return ["model.safetensors"]
     shards = [m for n in names if (m := SHARD.fullmatch(n))]
     sets = {(m["stem"], m["of"]) for m in shards}
@@ -159,7 +169,7 @@ def _inside(path: Path, folder: Path) -> Path:
     """
     if not path.is_symlink():
         return path
-    home, end = folder.resolve(), path.resolve()
+    home, end = Path(os.path.realpath(folder)), Path(os.path.realpath(path))  # Path.resolve fails on loops
     blobs = home.parent.parent / "blobs"
     if end.is_relative_to(home) or (home.parent.name == "snapshots" and end.parent == blobs):
         return path
@@ -168,13 +178,24 @@ def _inside(path: Path, folder: Path) -> Path:
     )
 
 
-def _base_model(folder: Path) -> str:
-    config = read_object(folder / "adapter_config.json", "adapter_config.json")
-    return str(config.get("base_model_name_or_path") or "an unnamed base model")
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def _adapter(folder: Path) -> InputError:
+    config = read_object(folder / ADAPTER_CONFIG, ADAPTER_CONFIG)
+    base = config.get("base_model_name_or_path") or "an unnamed base model"
+    hint = "with peft: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)"
+    return InputError(f"an adapter of {base}; merge it first", file=str(folder), hint=hint)
 
 
 def companions(root: Path) -> dict[str, Path]:
-    """The side files in `root` that belong to a checkpoint, by name."""
+    """The side files in `root` that belong to a checkpoint, by name.
+
+    Raises:
+        InputError: no such folder; a link that leads out of it.
+    """
+    if not root.is_dir():
+        raise InputError("no such folder", file=str(root), hint="--reference takes the folder of the original model")
     return {
         p.name: _inside(p, root)
         for p in sorted(root.iterdir())

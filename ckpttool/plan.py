@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,8 +18,9 @@ from ckpttool.checkpoint import Checkpoint, extents_of
 from ckpttool.checkpoint import digest as source_digest
 from ckpttool.choice import choose
 from ckpttool.codecs.formats import MXFP4
+from ckpttool.containers.gguf_values import Scalar
 from ckpttool.containers.layout import FileLayout
-from ckpttool.errors import InputError, UsageError, raise_all
+from ckpttool.errors import CkptError, InputError, Problems, UsageError, raise_all
 from ckpttool.layouts import Draft, drafts, gguf_files, gguf_order, placed, safetensors_files
 from ckpttool.place import Place, place
 from ckpttool.sidecars import Assumed, Sidecar, gguf_keys
@@ -76,13 +77,13 @@ def make_plan(source: Checkpoint, target: Target) -> Plan:
         InputError: what the source's headers and side files show to be wrong, all of it.
         UsageError: options that do not fit this source; a lossy step under `--lossless`.
     """
-    arch = _known(source)
-    raise_all(source.problems)
+    arch = _known(source, target)
+    _raise_with_side_files(source.problems, source, target)
     assert source.sizes is not None
     out = arch.dialects[target.dialect]
     claims = list(out.expand(source.sizes))
     codecs, problems = choose(source, target, claims)
-    raise_all(problems)
+    _raise_with_side_files(problems, source, target)
     drafted = drafts(claims, codecs, source.shapes, out)
     made = _gguf(source, target, drafted) if target.to == "gguf" else _folder(source, target, drafted, out)
     _refuse_nesting(source, made.place)
@@ -95,20 +96,51 @@ def make_plan(source: Checkpoint, target: Target) -> Plan:
     return Plan(source, target, made.place, made.files, made.sidecars, steps, slabs, made.assumed, notes, name)
 
 
-def _known(source: Checkpoint) -> Arch:
+def _raise_with_side_files(problems: Sequence[CkptError], source: Checkpoint, target: Target) -> None:
+    """Raise `problems`, if any, together with those of side files and place, which a plan meets only later."""
+    if not problems:
+        return
+    found = [*problems, *_problems_of(lambda: _refuse_nesting(source, _likely_place(target)))]
+    if source.arch is not None and source.sizes is not None:
+        keys = (lambda: gguf_keys(source, target, ())) if target.to == "gguf" else None
+        found += _problems_of(keys or (lambda: make_sidecars(source, target, (), False)))
+    raise_all(found)
+
+
+def _problems_of(work: Callable[[], object]) -> tuple[CkptError, ...]:
+    try:
+        work()
+    except Problems as e:
+        return e.problems
+    except CkptError as e:
+        return (e,)
+    return ()
+
+
+def _likely_place(target: Target) -> Place:
+    """The target's place before its files are known."""
+    is_file = target.path.suffix == ".gguf"
+    return place(target.path, not is_file, [target.path.name] if is_file else [])
+
+
+def _known(source: Checkpoint, target: Target) -> Arch:
     if source.arch is not None and source.dialect is not None and source.sizes is not None:
         return source.arch
     architecture = source.metadata.get("general.architecture")
-    declared = getattr(architecture, "value", None) or (source.config or {}).get("model_type")
+    declared = architecture.value if isinstance(architecture, Scalar) else (source.config or {}).get("model_type")
     for arch in arches():
-        if declared in arch.table["arch"].get("foreign", {}):
-            raise InputError(arch.table["arch"]["foreign"][declared], file=str(source.path), field=str(declared))
-    raise_all(source.problems)
+        foreign = arch.table["arch"].get("foreign", {})
+        if isinstance(declared, str) and declared in foreign:
+            hint = "convert the checkpoint that it was made from"
+            raise InputError(foreign[declared], file=str(source.path), field=declared, hint=hint)
+    _raise_with_side_files(source.problems, source, target)
     if source.dialect is not None and source.sizes is None:
         hint = "put it beside the weights, or give a folder that has it with --reference DIR"
         raise InputError("config.json is missing, so shapes cannot be checked", file=str(source.path), hint=hint)
     known = ", ".join(a.name for a in arches())
-    text = f"architecture {declared} is not known" if declared else "no known architecture has these tensor names"
+    text = "no known architecture has these tensor names"
+    if declared is not None:
+        text = f"is of architecture {declared!r}, which is not known"
     raise InputError(text, file=str(source.path), hint=f"known: {known}; ckpttool inspect shows what is there")
 
 

@@ -118,7 +118,7 @@ def _refuse_k_quant(option: str, value: str | None) -> None:
         "outtype": "--outtype mxfp4_moe (experts MXFP4 with 4.25 bits an element, the rest Q8_0), or --outtype q8_0",
         "to": "--to gguf --outtype mxfp4_moe (experts MXFP4 with 4.25 bits an element, the rest Q8_0)",
     }[option]
-    text = f"--{option} {value} has blocks of 256 elements, and 2880, the length of gpt-oss' rows, is no multiple of 256"
+    text = f"--{option} {value} has blocks of 256 elements, and gpt-oss' rows of 2880 are no multiple of 256"
     raise UsageError(text, hint=f"type {instead}")
 
 
