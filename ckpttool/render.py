@@ -26,6 +26,7 @@ from ckpttool.reports import (
 
 LINE_SECONDS = 30
 MOST_PROBLEMS = 20
+FEW = 4
 
 
 def size(nbytes: float) -> str:
@@ -227,13 +228,26 @@ def show_error(error: BaseException, as_json: bool) -> None:
             flush()
             return
     problems = error.problems if isinstance(error, Problems) else (error,)
-    lines = [
-        str(problem) if isinstance(problem, CkptError) else _as_bug(problem)
-        for problem in problems[:MOST_PROBLEMS]
-    ]
-    if len(problems) > MOST_PROBLEMS:
-        lines.append(f"and {len(problems) - MOST_PROBLEMS} more problems (--json lists them all)")
+    rows = [str(p) if isinstance(p, CkptError) else _as_bug(p) for p in _grouped(problems)]
+    lines = rows[:MOST_PROBLEMS]
+    if len(rows) > MOST_PROBLEMS:
+        lines.append(f"and {len(rows) - MOST_PROBLEMS} more problems (--json lists them all)")
     _tell("".join(f"error: {line}\n" for line in lines))
+
+
+def _grouped(problems: Sequence[BaseException]) -> Iterator[BaseException]:
+    """What is wrong with many tensors alike, as one problem, so that it hides no other."""
+    groups: dict[object, list[BaseException]] = {}
+    for p in problems:
+        alike = isinstance(p, CkptError) and p.field and p.offset is None
+        groups.setdefault((p.message, p.file, p.hint) if alike and isinstance(p, CkptError) else p, []).append(p)
+    for group in groups.values():
+        first = group[0]
+        if len(group) < FEW or not isinstance(first, CkptError):
+            yield from group
+        else:
+            field = f"{first.field} and {len(group) - 1} more (--json lists them)"
+            yield type(first)(first.message, file=first.file, field=field, hint=first.hint)
 
 
 def _tell(text: str) -> None:
