@@ -21,8 +21,8 @@ RUN = 1 << 18
 """Bytes that are parsed at a time."""
 
 _TRIES = 16
-_VOCAB = re.compile(rb'"vocab"\s*:\s*(?=\{)')
-_MERGES = re.compile(rb'"merges"\s*:\s*(?=\[)')
+_VOCAB = (b'"vocab"', re.compile(rb"\s*:\s*(?=\{)"))
+_MERGES = (b'"merges"', re.compile(rb"\s*:\s*(?=\[)"))
 _CUT_VOCAB = re.compile(rb'[0-9]\s*(?=,\s*")')
 _CUT_PAIRS = re.compile(rb"\]\s*(?=,\s*\[)")
 _CUT_STRINGS = re.compile(rb'"\s*(?=,\s*")')
@@ -72,18 +72,27 @@ def read_tokenizer(source: Source, file: str = "tokenizer.json") -> TokenizerJso
 
 def _spans(data: bytes, file: str) -> tuple[int, int]:
     """Where the vocab's { and the merges' [ stand. `_rest` checks that they are model.vocab and model.merges."""
-    vocab = _VOCAB.search(data)
-    merges = _MERGES.search(data)
+    vocab, merges = (_find(data, *key) for key in (_VOCAB, _MERGES))
     for found, field, what in ((vocab, "model.vocab", "an object"), (merges, "model.merges", "a list")):
-        if found is None:
+        if found < 0:
             raise InputError(
                 f"holds no {field} that is {what}, so it is not a BPE tokenizer",
                 file=file,
                 field=field,
                 hint="use --reference DIR, with a folder that holds the model's own tokenizer.json",
             )
-    assert vocab is not None and merges is not None
-    return vocab.end(), merges.end()
+    return vocab, merges
+
+
+def _find(data: bytes, key: bytes, colon: re.Pattern[bytes]) -> int:
+    """Where the value of the first such key stands, or -1. (`find` is twenty times as fast as a pattern's search.)"""
+    at = data.find(key)
+    while at >= 0:
+        found = colon.match(data, at + len(key))
+        if found is not None:
+            return found.end()
+        at = data.find(key, at + 1)
+    return -1
 
 
 def _runs(
