@@ -106,11 +106,9 @@ def gguf_files(
 ) -> tuple[FileLayout, ...]:
     """One file, or a split set by the converter's own rule: all metadata in the first, `split.*` in each."""
     rows = [d.rows[0] for d in ordered]
-    if limit is None:
-        return (gguf.render(rows, metadata, name=name),)
-    groups = shards.gguf_split([r.nbytes for r in rows], limit)
+    groups = [range(len(rows))] if limit is None else shards.gguf_split([r.nbytes for r in rows], limit)
     if len(groups) == 1:
-        return (gguf.render(rows, metadata, name=name),)
+        return (_gguf_file(rows, metadata, name),)
     names = shards.gguf_names(name.removesuffix(".gguf"), len(groups))
     out = []
     for no, (group, shard) in enumerate(zip(groups, names, strict=True)):
@@ -120,5 +118,12 @@ def gguf_files(
             "split.tensors.count": gguf.i32(len(rows)),
         }
         keys = {**metadata, **split} if no == 0 else split
-        out.append(gguf.render([rows[i] for i in group], keys, name=shard))
+        out.append(_gguf_file([rows[i] for i in group], keys, shard))
     return tuple(out)
+
+
+def _gguf_file(rows: Sequence[Row], metadata: Mapping[str, gguf.Value], name: str) -> FileLayout:
+    """A file with the alignment that its own key-values state, as a GGUF made from another one may have."""
+    stated = metadata.get(gguf.ALIGNMENT_KEY)
+    alignment = stated.value if isinstance(stated, gguf.Scalar) and isinstance(stated.value, int) else gguf.ALIGNMENT
+    return gguf.render(rows, metadata, name=name, alignment=alignment)
