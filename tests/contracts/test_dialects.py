@@ -318,7 +318,7 @@ def assert_changes_are_counted(report: Conversion, before: dict[str, Part], afte
 def test_mxfp4_experts_in_every_format_a_gguf_may_have(source: str, experts: str, tmp_path: Path) -> None:
     path = tmp_path / "out.gguf"
     if experts == "q8_0":
-        with pytest.raises(CkptError, match="quantized again"):
+        with pytest.raises(CkptError, match=r"quantized? (it )?again"):
             convert(SOURCES[source], path, experts=experts, reference=ROOT / "hf")
         assert not any(tmp_path.iterdir())
         return
