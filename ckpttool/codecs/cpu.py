@@ -80,7 +80,7 @@ def _check(name: str, a: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, .
     """Type, shape, contiguous innermost axis; an output must be writable."""
     _require(a.dtype == dtype, f"{name} is {a.dtype}, expected {dtype}")
     _require(a.shape == shape, f"{name} has shape {a.shape}, expected {shape}")
-    _require(shape[-1] <= 1 or a.strides[-1] == a.itemsize, f"the last axis of {name} is not contiguous")
+    _require(a.size == 0 or shape[-1] == 1 or a.strides[-1] == a.itemsize, f"the last axis of {name} is not contiguous")
     _require(not out or a.flags.writeable, f"{name} is read-only")
 
 
