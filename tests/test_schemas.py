@@ -1,0 +1,216 @@
+"""Documents and schemas say the same: each command's output validates, and nothing else does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+from commandline import run
+from jsonschema import Draft202012Validator
+
+from ckpttool import reports
+from ckpttool.codecs.formats import Recipe
+
+ROOT = Path(__file__).parents[1]
+SCHEMAS = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((ROOT / "schemas").glob("*.json"))}
+MODEL = builders.Model(builders.Sizes(layers=1))
+
+FIELDS = {
+    ("inspection.v1",): reports.Inspection,
+    ("inspection.v1", "$defs", "file"): reports.FileReport,
+    ("inspection.v1", "$defs", "weight"): reports.WeightReport,
+    ("inspection.v1", "$defs", "stored"): reports.StoredReport,
+    ("plan.v1",): reports.PlanReport,
+    ("plan.v1", "$defs", "file"): reports.PlannedFile,
+    ("plan.v1", "properties", "steps", "items"): reports.StepCount,
+    ("plan.v1", "properties", "recipe"): Recipe,
+    ("conversion.v1",): reports.Conversion,
+    ("conversion.v1", "$defs", "file"): reports.FileReceipt,
+    ("conversion.v1", "$defs", "tensor"): reports.TensorReceipt,
+    ("conversion.v1", "properties", "recipe"): Recipe,
+    ("verification.v1",): reports.Verification,
+}
+
+
+def valid(name: str, document: object) -> bool:
+    return Draft202012Validator(SCHEMAS[name]).is_valid(document)
+
+
+def check(name: str, document: object) -> None:
+    Draft202012Validator(SCHEMAS[name]).validate(document)
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """One document of each kind and shape, as the command line prints it."""
+    at = tmp_path_factory.mktemp("documents")
+    hf = builders.write(MODEL, at / "hf", "hf", shards=2)
+    bf16 = builders.write(MODEL, at / "bf16", "hf-bf16")
+    gguf = builders.write_gguf(MODEL, at / "m.gguf")
+    builders.save(at / "other.safetensors", {"a": builders.Tensor("F32", builders.widened(MODEL.plain["norm"]))})
+    runs = {
+        "inspection": ("inspect", hf),
+        "inspection of a GGUF": ("inspect", gguf),
+        "inspection of an unknown model": ("inspect", at / "other.safetensors"),
+        "plan": ("convert", hf, at / "dry.gguf", "--dry-run"),
+        "plan that quantizes": ("convert", bf16, at / "dry", "--to", "mxfp4", "--dry-run", "--recipe", "ocp"),
+        "plan that assumes": ("convert", gguf, at / "dry", "--to", "bf16", "--dry-run"),
+        "conversion": ("convert", bf16, at / "a", "--to", "mxfp4"),
+        "conversion that assumes": ("convert", gguf, at / "b", "--to", "openai", "--no-verify"),
+        "conversion to GGUF": ("convert", hf, at / "c.gguf", "--max-shard-size", "60kB", "--outtype", "q8_0"),
+        "verification": ("verify", at / "a"),
+    }
+    out = {}
+    for name, arguments in runs.items():
+        result = run(*arguments, "--json")
+        assert (result.code, result.err) == (0, ""), name
+        out[name] = result.document
+    (at / "a" / "config.json").write_text("{}")
+    out["verification that fails"] = run("verify", at / "a", "--json").document
+    out["error"] = run("convert", at / "nothing", at / "d.gguf", "--json").document
+    out["error of usage"] = run("convert", "--json").document
+    return out
+
+
+def test_every_schema_is_a_schema() -> None:
+    named = {"arch.v1", "conversion.v1", "error.v1", "inspection.v1", "plan.v1", "verification.v1"}
+    assert named <= set(SCHEMAS)
+    for name, schema in SCHEMAS.items():
+        Draft202012Validator.check_schema(schema)
+        assert schema["$id"] == f"urn:ckpttool:{name}"
+
+
+def objects(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema of an object, wherever it stands."""
+    if isinstance(schema, list):
+        for i, item in enumerate(schema):
+            yield from objects(item, f"{path}[{i}]")
+    if isinstance(schema, dict):
+        if "properties" in schema and isinstance(schema.get("type"), str | list):
+            yield path, schema
+        for key, item in schema.items():
+            yield from objects(item, f"{path}.{key}")
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_objects_are_closed_and_described(name: str) -> None:
+    found = list(objects(SCHEMAS[name], name))
+    assert found
+    for path, schema in found:
+        assert schema["additionalProperties"] is False, path
+        assert set(schema.get("required", [])) <= set(schema["properties"]), path
+        for key, value in schema["properties"].items():
+            assert value.get("description") or "$ref" in value or "const" in value, f"{path}.{key}"
+
+
+@pytest.mark.parametrize(("path", "report"), FIELDS.items(), ids=["/".join(p) for p in FIELDS])
+def test_fields_and_properties_agree(path: tuple[str, ...], report: type) -> None:
+    schema: Any = SCHEMAS
+    for step in path:
+        schema = schema[step]
+    names = [f.name for f in fields(report)]
+    assert list(schema["properties"]) == names
+    assert set(schema["required"]) == set(names)
+
+
+def test_every_report_has_its_schema() -> None:
+    ours = {c for c in vars(reports).values() if isinstance(c, type) and is_dataclass(c)}
+    assert ours <= set(FIELDS.values())
+
+
+def test_what_commands_print_is_valid(documents: dict[str, dict[str, Any]]) -> None:
+    for name, document in documents.items():
+        check(document["schema"], document)
+        assert document["schema"].split(".")[0] == name.split(" ")[0]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every object in a document; of a list, the first item's."""
+    if isinstance(value, dict):
+        yield path
+        for key, item in value.items():
+            if key != "value":  # an assumed value may be anything
+                yield from places(item, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*path, 0))
+
+
+def at(document: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        document = document[step]
+    return document
+
+
+OPEN = {("run", "seconds"): {"total"}, ("run", "versions"): {"python"}}
+"""Objects whose keys are not all fixed, and those that are."""
+
+
+def test_a_field_more_or_less_is_invalid(documents: dict[str, dict[str, Any]]) -> None:
+    tried = 0
+    for name, document in documents.items():
+        for path in places(document):
+            for key in [*at(document, path), "surplus"]:
+                if key not in OPEN.get(path, {key, "surplus"}) | {"surplus"}:
+                    continue
+                changed = copy.deepcopy(document)
+                inner = at(changed, path)
+                if key == "surplus":
+                    inner[key] = None
+                else:
+                    del inner[key]
+                assert not valid(document["schema"], changed), f"{name}: {path} {key}"
+                tried += 1
+    assert tried > 150
+
+
+def test_wrong_values_are_invalid(documents: dict[str, dict[str, Any]]) -> None:
+    cases: list[tuple[str, tuple[Any, ...], Any]] = [
+        ("inspection", ("nbytes",), -1),
+        ("inspection", ("tensors", 0, "packing"), "other"),
+        ("inspection", ("files", 0, "header_sha256"), "ab"),
+        ("plan", ("steps", 0, "kind"), "shrink"),
+        ("plan", ("files",), []),
+        ("conversion", ("tensors", 0, "crc32"), "0123456"),
+        ("conversion", ("options", "dtype"), "f16"),
+        ("verification", ("ok",), "yes"),
+        ("error", ("exit_code",), 7),
+        ("error", ("errors",), []),
+    ]
+    for name, path, value in cases:
+        changed = copy.deepcopy(documents[name])
+        at(changed, path[:-1])[path[-1]] = value
+        assert not valid(changed["schema"], changed), (name, path)
+
+
+TABLES = {p.stem: tomllib.loads(p.read_text("utf-8")) for p in sorted((ROOT / "ckpttool" / "archs").glob("*.toml"))}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_arch_tables_are_valid(name: str) -> None:
+    table = TABLES[name]
+    check("arch.v1", table)
+    for path in [("arch",), ("dialect", "hf"), ("tokenizer",), ("config",), ()]:
+        changed = copy.deepcopy(table)
+        at(changed, path)["surplus"] = 1
+        assert not valid("arch.v1", changed), path
+    for path, value in [
+        (("parts", "embed"), "v | h"),
+        (("dialect", "hf", "weights", "x"), {"interleave": ["a"], "concat": ["a"]}),
+        (("dialect", "hf", "container"), "pickle"),
+        (("sizes", "LL"), "layers"),
+    ]:
+        changed = copy.deepcopy(table)
+        at(changed, path[:-1])[path[-1]] = value
+        assert not valid("arch.v1", changed), path
+
+
+def test_the_wheel_carries_them() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["schemas"] == "ckpttool/schemas"
