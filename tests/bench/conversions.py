@@ -166,16 +166,17 @@ def report(race: Race, read: int, written: int) -> list[str]:
         best, worst = (f(r.seconds for r in c.runs) for f in (min, max))
         factor = f"{other.seconds / c.seconds:.2f} x {other.name}" if c is not other else ""
         verdict = "" if c.bar is None else f"{c.bar:g} x: {'pass' if other.seconds / c.seconds >= c.bar else 'FAIL'}"
+        cpu = statistics.median(r.cpu_seconds for r in c.runs)
         rate = (read + written) / c.seconds / 1e6
         rows.append(
-            f"| {race.name} | {c.name} | {c.seconds:.2f} ({best:.2f} to {worst:.2f}) | {rate:,.0f} "
+            f"| {race.name} | {c.name} | {c.seconds:.2f} ({best:.2f} to {worst:.2f}) | {cpu:.2f} | {rate:,.0f} "
             f"| {max(r.peak for r in c.runs) / 1e6:,.0f} | {factor} | {verdict} |"
         )
     return rows
 
 
-HEAD = """| conversion | tool | seconds (best to worst) | MB/s, read + written | peak MB | factor | bar |
-|---|---|---|---|---|---|---|"""
+HEAD = """| conversion | tool | seconds (best to worst) | CPU | MB/s, read + written | peak MB | factor | bar |
+|---|---|---|---|---|---|---|---|"""
 
 PHASES = """| conversion | tool | wall | start-up, plan | prepare | slabs | finish | threads: read, compute, write |
 |---|---|---|---|---|---|---|---|"""
