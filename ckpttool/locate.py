@@ -196,11 +196,13 @@ def companions(root: Path) -> dict[str, Path]:
     """
     if not root.is_dir():
         raise InputError("no such folder", file=str(root), hint="--reference takes the folder of the original model")
-    return {
+    found = {
         p.name: _inside(p, root)
         for p in sorted(root.iterdir())
         if p.is_file() and (p.name in COMPANION_NAMES or p.name.startswith(LICENCE_PREFIXES))
     }
+    templates = sorted((root / TEMPLATES).glob("*.jinja"))
+    return found | {f"{TEMPLATES}/{p.name}": _inside(p, root) for p in templates if p.is_file()}
 
 
 COMPANION_NAMES = frozenset(
@@ -218,4 +220,5 @@ COMPANION_NAMES = frozenset(
         "README.md",
     }
 )
+TEMPLATES = "additional_chat_templates"
 LICENCE_PREFIXES = ("LICENSE", "LICENCE", "NOTICE", "USAGE_POLICY")

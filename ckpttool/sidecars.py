@@ -228,13 +228,13 @@ def gguf_keys(
         return kept | {k: v for k, v in changes.items() if v}, (), ()
     found = canonical_companions(source, target)
     counts = parameter_counts((d.claim.name, d.shape) for d in ordered)
-    root = source.root.resolve()
+    real = source.root.resolve()
     metadata, notes = to_gguf(
         _table(source),
         json.loads(found.config),
         {n: c for n, c in found.files.items() if isinstance(c, bytes | Path)},
         model_name=target.model_name,
-        source_dir=root.parent if root.name == "original" else root,
+        source_dir=real.parent if real.name == "original" else source.root,
         counts=counts,
         file_type=file_type if file_type is not None else MXFP4_MOE,
     )
