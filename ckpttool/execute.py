@@ -364,9 +364,12 @@ def _summed(workers: Iterable[Worker]) -> dict[str, float]:
 def _sync(place: Place, targets: Iterable[LocalTarget]) -> None:
     for file in targets:
         file.sync()
-    for path in place.staged.iterdir():
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
+    for path in place.staged.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as f:
+                os.fsync(f.fileno())
 
 
 def _write_durably(path: Path, text: str) -> None:
