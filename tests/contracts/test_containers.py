@@ -142,3 +142,48 @@ def test_a_set_has_a_name_for_each_shard(sizes: list[int], limit: int) -> None:
     for names in (shards.safetensors_names(count), shards.gguf_names("m", count)):
         assert len(set(names)) == count
         assert names == sorted(names)
+
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.rglob("*.gguf")), ids=lambda p: p.name)
+def test_fixtures_gguf_again(path: Path) -> None:
+    """Whoever wrote the file, llama.cpp's tools included: rendered from what was parsed, its header is the same."""
+    with LocalFile(path) as file:
+        header = gguf.parse(file)
+        rows = [Row(t.name, t.dtype, t.shape, t.nbytes) for t in header.tensors]
+        layout = gguf.render(rows, header.metadata, name=path.name, alignment=header.alignment)
+        assert layout.header == file.read(0, header.nbytes)
+        assert layout.tensors == header.tensors
+        assert (layout.size, header.trailing) == (file.size, 0)
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.rglob("*.safetensors")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_fixtures_safetensors_again(path: Path) -> None:
+    """The same for safetensors, where the reference wrote them."""
+    with LocalFile(path) as file:
+        header = safetensors.parse(file)
+        rows = [Row(t.name, t.dtype, t.shape, t.nbytes) for t in header.tensors]
+        layout = safetensors.render(rows, header.metadata, name=path.name)
+        assert layout.header == file.read(0, header.nbytes)
+        assert layout.tensors == header.tensors
+        assert layout.size == file.size
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.rglob("*.index.json")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_fixtures_index_again(path: Path) -> None:
+    index = safetensors.parse_index(path)
+    found = {}
+    total = 0
+    for name in set(index.weight_map.values()):
+        with LocalFile(path.with_name(name)) as file:
+            for t in safetensors.parse(file).tensors:
+                found[t.name] = name
+                total += t.nbytes
+    assert (found, total) == index
+
+
+def test_there_are_fixtures() -> None:
+    for suffix in ("*.gguf", "*.safetensors", "*.index.json"):
+        assert list(FIXTURES.rglob(suffix)), f"no {suffix}"
