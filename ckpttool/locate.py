@@ -126,10 +126,11 @@ def _without_index(folder: Path, names: list[str]) -> list[str]:
         return ["model.safetensors"]
     shards = [m for n in names if (m := SHARD.fullmatch(n))]
     sets = {(m["stem"], m["of"]) for m in shards}
-    if len(sets) != 1:
+    numbers = {m["no"] for m in shards}
+    if len(sets) != 1 or len(numbers) != len(shards):
         hint = "give one file as SOURCE"
         raise InputError(f"several safetensors files and no index: {', '.join(names[:5])}", file=str(folder), hint=hint)
-    have, of = {int(m["no"]) for m in shards}, int(shards[0]["of"])
+    have, of = {int(n) for n in numbers}, int(shards[0]["of"])
     first = 0 if 0 in have else 1
     lacking = sorted(set(range(first, of + 1)) - have)
     if lacking:
