@@ -77,6 +77,10 @@ class Lanes:
         """Mask of equality."""
         return self._make(self.b.icmp_signed("==", self.value, self._of(other)))
 
+    def differs(self, other: Lanes | int) -> Lanes:
+        """Mask of inequality."""
+        return self._make(self.b.icmp_signed("!=", self.value, self._of(other)))
+
     def where(self, mask: Lanes, other: Lanes | int) -> Lanes:
         """These lanes where `mask` is set, `other` elsewhere."""
         return self._make(self.b.select(mask.value, self.value, self._of(other)))

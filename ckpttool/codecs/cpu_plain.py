@@ -5,7 +5,19 @@ from __future__ import annotations
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
-from ckpttool.codecs.cpu_lanes import Builder, Lanes, Value, constant, element, lane_op, load, offset, store, transposed
+from ckpttool.codecs.cpu_lanes import (
+    Builder,
+    Lanes,
+    Value,
+    call,
+    constant,
+    element,
+    lane_op,
+    load,
+    offset,
+    store,
+    transposed,
+)
 
 I64 = ir.IntType(64)
 F32_INF = 0x7F800000
@@ -99,10 +111,10 @@ def copy_f32(b: Builder, bits: int, source: Value, out: Value) -> None:
 def _changes(x: Lanes, back: Lanes) -> Value:
     """How many lanes differ; bit 32 is set where a finite number became infinite."""
     b = x.b
-    same = x.equals(back).resize(32)
-    changed = b.sub(ir.Constant(I64, x.n), b.zext(same.reduce("add"), I64))
-    infinite = (back & 0x7FFFFFFF).equals(F32_INF).resize(32)
-    lost = infinite.minus_or_zero(same).reduce("umax")
+    differs = x.differs(back)
+    infinite = (back & 0x7FFFFFFF).equals(F32_INF)
+    lost = b.icmp_unsigned("!=", (infinite & differs).mask_bits(), ir.Constant(I64, 0))
+    changed = call(b, "llvm.ctpop.i64", I64, [differs.mask_bits()])
     return b.or_(changed, b.shl(b.zext(lost, I64), ir.Constant(I64, 32)))
 
 
