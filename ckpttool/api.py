@@ -10,7 +10,7 @@ from ckpttool.codecs.formats import Recipe
 from ckpttool.containers.shards import parse_size
 from ckpttool.errors import UsageError
 from ckpttool.execute import Limits, execute
-from ckpttool.plan import Plan, make_plan
+from ckpttool.planner import Plan, make_plan
 from ckpttool.preview import preview
 from ckpttool.reports import Conversion
 from ckpttool.target import MAX_MEMORY, target

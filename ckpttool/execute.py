@@ -26,7 +26,7 @@ from ckpttool.crc import crc32
 from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError
 from ckpttool.journal import Entry, Journal, read_entries
 from ckpttool.place import Place
-from ckpttool.plan import Plan
+from ckpttool.planner import Plan
 from ckpttool.readback import Stretch, read_back, stretches
 from ckpttool.receipt import Outcome, receipt
 from ckpttool.reports import Conversion, dump

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 
 from ckpttool.execute import RESERVE, Limits, check_target, worker_count
-from ckpttool.plan import Plan
+from ckpttool.planner import Plan
 from ckpttool.reports import PlannedFile, PlanReport, StepCount
 from ckpttool.steps import Fidelity
 

@@ -13,7 +13,7 @@ from ckpttool import __version__
 from ckpttool.crc import combine
 from ckpttool.journal import Entry
 from ckpttool.memory import peak_rss
-from ckpttool.plan import Plan
+from ckpttool.planner import Plan
 from ckpttool.readback import Stretch
 from ckpttool.reports import Conversion, FileReceipt, TensorReceipt
 from ckpttool.sidecars import Written

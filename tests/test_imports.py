@@ -12,6 +12,8 @@ from pathlib import Path
 import builders
 import pytest
 
+import ckpttool
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ckpttool"
 
@@ -122,6 +124,11 @@ def test_only_one_module_writes_checkpoints() -> None:
         "slabwork",
         "readback",
     }
+
+
+def test_no_module_takes_the_place_of_a_function() -> None:
+    """A submodule, once loaded, is the package's attribute of its name: `ckpttool.plan` must stay the function."""
+    assert not set(ckpttool.__all__) & {m.split(".")[0] for m in modules()}
 
 
 def test_names_say_something() -> None:
