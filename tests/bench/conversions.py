@@ -76,13 +76,14 @@ def pair(to: str, unverified: float | None = None, verified: float | None = None
 
 def races() -> list[Race]:
     copy = ("copy", "{nbytes}")
-    return [
+    mxfp4_to_bf16 = [*pair("bf16", None, 8), peer("transformers")]
+    return [  # those that need the same source together: tmpfs is memory
         Race("MXFP4 -> GGUF", "mxfp4", "out.gguf", [*pair("gguf", 6, 4), llamacpp()], same_bytes=True),
-        Race("BF16 -> GGUF", "bf16", "out.gguf", [*pair("gguf", 6, 3), llamacpp()], same_bytes=True),
-        Race("MXFP4 -> BF16", "mxfp4", "out", [*pair("bf16", None, 8), peer("transformers")]),
-        Race("BF16 -> MXFP4", "bf16", "out", [*pair("mxfp4"), peer(*copy)]),
+        Race("MXFP4 -> BF16", "mxfp4", "out", mxfp4_to_bf16),
         Race("GGUF -> MXFP4", "gguf", "out", [*pair("mxfp4"), peer(*copy)]),
         Race("GGUF -> BF16", "gguf", "out", [*pair("bf16"), peer(*copy)]),
+        Race("BF16 -> GGUF", "bf16", "out.gguf", [*pair("gguf", 6, 3), llamacpp()], same_bytes=True),
+        Race("BF16 -> MXFP4", "bf16", "out", [*pair("mxfp4"), peer(*copy)]),
     ]
 
 
@@ -100,7 +101,7 @@ class Track:
         path = self.scratch / (f"{kind}.gguf" if kind == "gguf" else f"bench-{kind}")
         if path.exists():
             return path
-        # The widest race holds a source, a BF16 target, and transformers with the whole model twice.
+        # The widest race holds a source, a BF16 target, and transformers with a bit more than the whole model.
         need_memory(int(8 * self.experts_nbytes + 3 * self.rest_nbytes) + (2 << 30))
         if kind == "gguf":
             run([*CKPTTOOL, "convert", str(self.source("mxfp4")), str(path), NO_VERIFY])
