@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ckpttool.archs import Claim
 from ckpttool.archs.joins import PartShape
@@ -21,7 +21,6 @@ from ckpttool.codecs.formats import (
 from ckpttool.errors import CkptError, InputError, UsageError
 from ckpttool.steps import kind_of
 from ckpttool.target import Target
-from ckpttool.tensors import Weight
 
 GGUF_CODECS: Mapping[str, Codec] = {
     "f32": F32_FLAT, "f16": F16_FLAT, "bf16": BF16_FLAT, "q8_0": Q8_0_GGML, "mxfp4": MXFP4_GGML,
@@ -69,7 +68,7 @@ def choose(source: Checkpoint, target: Target, claims: list[Claim]) -> tuple[dic
     have = source_codecs(source)
     outtype = chosen_outtype(source, target) if target.to == "gguf" else ""
     out: dict[str, Codec] = {}
-    clashes: dict[tuple[str, str], list[Weight]] = {}
+    problems: dict[str, CkptError] = {}
     for claim in claims:
         part = claim.join.parts[0]
         if source.arch.is_expert(part):
@@ -78,9 +77,9 @@ def choose(source: Checkpoint, target: Target, claims: list[Claim]) -> tuple[dic
             codec = _other_codec(target, have[part], outtype, claim.name, source.shapes[part])
         out[claim.name] = codec
         if clash := _against(source.shapes[part], have[part], codec):
-            clashes.setdefault(clash, []).append(source.extents[part][0].weight)
-    problems = [_clash_error(text, hint, weights) for (text, hint), weights in clashes.items()]
-    return out, [*problems, *_against_dialect(source, target, claims, out)]
+            weight, (text, hint) = source.extents[part][0].weight, clash
+            problems[weight.name] = InputError(text, file=weight.stored[0].file, field=weight.name, hint=hint)
+    return out, [*problems.values(), *_against_dialect(source, target, claims, out)]
 
 
 def _expert_codec(target: Target, have: Codec, outtype: str) -> Codec:
@@ -124,14 +123,6 @@ def _against(shape: PartShape, have: Codec, codec: Codec) -> tuple[str, str] | N
         hint = f"convert with --to bf16 first, and make {codec.name} of that if you must"
         return f"is {have.name}; to quantize it again, to {codec.name}, would lose more than either does alone", hint
     return None
-
-
-def _clash_error(text: str, hint: str, weights: Sequence[Weight]) -> CkptError:
-    """One error for all weights with the same trouble."""
-    names = sorted({w.name for w in weights})
-    more = f" (and {len(names) - 1} more tensors like it)" if len(names) > 1 else ""
-    first = next(w for w in weights if w.name == names[0])
-    return InputError(text + more, file=first.stored[0].file, field=first.name, hint=hint)
 
 
 def _against_dialect(

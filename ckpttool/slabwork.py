@@ -83,7 +83,8 @@ class Worker:
         for at, view in source.pieces:
             self._sources[at.file].readinto(at.offset, view.data)
         read = perf_counter()
-        target, changed = source, (0,)
+        target = source
+        changed: Counts = (0,)
         if not (step.kind is Kind.copy and step.same_layout):
             used = -(-sum(view.nbytes for _, view in source.pieces) // ALIGNMENT) * ALIGNMENT
             target = lay(step.target, slab, step, self._buffer[used:])
@@ -108,7 +109,8 @@ def _transcoded(source: Operand, target: Operand, slab: Slab, step: Step) -> Cou
     except BadBlock as bad:
         expert, row = divmod(slab.start + bad.row, step.expert_rows)
         part = step.parts[bad.part]
-        extent = next(x for found in step.source.extents for x in found if part in x.parts and x.start <= slab.start)
+        extents = (x for found in step.source.extents for x in found if part in x.parts)
+        extent = next(x for x in extents if x.start <= slab.start < x.stop)
         place = f"{part}, " if len(step.parts) > 1 else ""
         place += f"expert {expert}, row {row}" if step.rows > step.expert_rows else f"row {row}"
         text = f"{place}, block {bad.block}: holds {BAD_KINDS[bad.kind]}; {step.target.codec.name} cannot hold it"

@@ -172,7 +172,7 @@ def test_a_fifo_does_not_block(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "..", "", "x.bin", "a\\x.safetensors", "\0.safetensors"],
+    ["../x.safetensors", "/x.safetensors", "a/x.safetensors", "..", "", "x.bin", "a\\x.safetensors", "\0.safetensors"],
 )
 def test_an_index_may_not_leave_its_folder(tmp_path: Path, name: str) -> None:
     put(tmp_path.parent, "x.safetensors")

@@ -39,6 +39,9 @@ class Info(NamedTuple):
     at: int
 
 
+_REMOVED_HINTS = {4: "make the file again with today's llama.cpp; Ollama's first gptoss files call MXFP4 so"}
+
+
 class HeaderReader:
     """A place in the header that moves forward; windows grow from 64 KiB, so that a small header is one small read."""
 
@@ -254,7 +257,9 @@ class HeaderReader:
                 f"tensor type {what}" if number in REMOVED else f"unknown tensor type {what}",
                 at=self.at - 12,
                 field=name,
-                hint="make the file again with today's llama.cpp" if number in REMOVED else DAMAGED,
+                hint=_REMOVED_HINTS.get(number, "make the file again with today's llama.cpp")
+                if number in REMOVED
+                else DAMAGED,
             )
         elements = size = 1
         for dim in dims:
