@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import threading
@@ -399,6 +400,28 @@ print(cpu.backend(), blocks.tobytes().hex(), scales.tobytes().hex())
     assert done.stdout.split() == ["numpy", blocks.tobytes().hex(), scales.tobytes().hex()]
     assert done.stderr.count("the codecs run slowly, on numpy") == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_plain_processor_gets_the_same_bytes(tmp_path: Path) -> None:
+    """Compiled without any vector extension, as for the oldest x86-64: other instructions, the same results."""
+    code = """
+import sys; sys.path.insert(0, "tests")
+import numpy as np
+from test_cpu import PACK, Packing, RECIPES, columns_of, cpu, outputs, reference, wanted, weights
+bits = weights("BF16", (48, 2, 96))
+for recipe in ("best", "transformers", "llama.cpp"):
+    blocks, scales = outputs(48, 2, 3, Packing.ggml)
+    cpu.quantize_columns(columns_of(bits), "BF16", RECIPES[recipe], Packing.ggml, blocks, scales)
+    want = wanted(bits, "BF16", RECIPES[recipe], Packing.ggml)
+    assert np.array_equal(blocks, want[0]) and np.array_equal(scales, want[1])
+out = np.zeros((96, 96), np.uint16)
+cpu.dequantize_columns(blocks, scales, Packing.ggml, out, "BF16")
+codes = reference.quantize(reference.bf16_values(bits), RECIPES["llama.cpp"])[0]
+assert np.array_equal(reference.bf16_values(out).T.reshape(48, 2, 96), reference.dequantize(codes, scales))
+"""
+    plain_processor = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | plain_processor, check=True, timeout=300)
+    assert any(tmp_path.rglob("*.nbc"))
 
 
 def test_numpy_kernels_equal_compiled_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from ckpttool.codecs.cpu_exact import (
     quantize_exactly,
 )
 from ckpttool.codecs.cpu_jit import inlined, kernel
-from ckpttool.codecs.cpu_lanes import VECTOR_BITS, peek, poke, width
+from ckpttool.codecs.cpu_lanes import VECTOR_BITS, lowest_bit, peek, poke, width
 from ckpttool.codecs.cpu_mxfp4 import (
     block_gain,
     block_maximum,
@@ -144,17 +144,19 @@ def _quantize_chunk(
         poke(_U8, scales + g * s, scale)
         above = (amax & ((1 << mantissa) - 1)) > (3 << (mantissa - 2)) and scale < 252
         candidates |= int(above) << g
-    if rule == BEST:
-        for g in range(count):
-            if (candidates >> g) & 1:
-                at = x + g * 32 * size
-                scale = peek(_U8, scales + g * s)
-                scale += block_gain(unit, at, scale, limits) > 0
-                if ggml:
-                    encode_ggml(unit, at, scale, limits, dropped, blocks + g * b)
-                else:
-                    encode_pair(unit, at, scale, limits, dropped, blocks + g * b)
-                poke(_U8, scales + g * s, scale)
+    if rule != BEST:
+        return -1
+    while candidates:
+        g = lowest_bit(candidates)
+        candidates &= candidates - 1
+        at = x + g * 32 * size
+        scale = peek(_U8, scales + g * s)
+        scale += block_gain(unit, at, scale) > 0
+        if ggml:
+            encode_ggml(unit, at, scale, limits, dropped, blocks + g * b)
+        else:
+            encode_pair(unit, at, scale, limits, dropped, blocks + g * b)
+        poke(_U8, scales + g * s, scale)
     return -1
 
 
@@ -213,7 +215,7 @@ def _quantize_tile(
     bits = width(unit)
     ordinary = tile_scales(unit, x, stride, bump, byte)
     if rule == BEST:
-        tile_raise(unit, x, stride, limits, byte)
+        tile_raise(unit, x, stride, byte)
     tile_encode(unit, x, stride, byte, limits, dropped, 1 if ggml else 2, 16 if ggml else 1, blocks, at)
     for i in range(VECTOR_BITS // bits):
         poke(_U8, peek(_I64, scales + 8 * i) + s_at, peek(unit, byte + i * (bits // 8)))

@@ -97,6 +97,10 @@ class Lanes:
         """Unsigned maximum, lane by lane."""
         return self._call("umax", other)
 
+    def smaller(self, other: Lanes | int) -> Lanes:
+        """Unsigned minimum, lane by lane."""
+        return self._call("umin", other)
+
     def reduce(self, operation: str) -> Value:
         """One scalar of all lanes, by `umax` or `add`."""
         name = f"llvm.vector.reduce.{operation}.v{self.n}i{self.bits}"
@@ -241,3 +245,10 @@ def poke(b: Builder, bits: int, unit: Value, address: Value, value: Value) -> No
 def width(b: Builder, bits: int, unit: Value) -> Value:
     """The unit's width in bits, known when the kernel is compiled."""
     return ir.Constant(ir.IntType(64), bits)
+
+
+@lane_op(types.int64)
+def lowest_bit(b: Builder, bits: int, mask: Value) -> Value:
+    """The index of the lowest set bit of an int64 that is not 0."""
+    i64 = ir.IntType(64)
+    return call(b, "llvm.cttz.i64", i64, [mask, ir.Constant(ir.IntType(1), 1)])
