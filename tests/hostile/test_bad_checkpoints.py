@@ -215,9 +215,7 @@ CASES: dict[str, Case] = {
         f"model-00002-of-00002.safetensors: {NORM}: also in model-00001-of-00002.safetensors", edit=doubled, shards=2
     ),
     # Shapes
-    "a wrong shape": hf(
-        f"{NORM}: has shape [3], but config.json says [64]", change=replace(NORM, lambda a: a[:3])
-    ),
+    "a wrong shape": hf(f"{NORM}: has shape [3], but config.json says [64]", change=replace(NORM, lambda a: a[:3])),
     "experts that are not transposed": hf(
         f"{EXPERTS}gate_up_proj: has shape [3, 192, 64], but config.json says [3, 64, 192]; the experts look",
         dialect="hf-bf16",
@@ -287,9 +285,7 @@ CASES: dict[str, Case] = {
         shards=2,
     ),
     "a web page": edited("this is a web page", edit=text("model.safetensors", "<!DOCTYPE html>" + " " * 99)),
-    "a file cut short": edited(
-        "1 bytes are missing", edit=cut_short
-    ),
+    "a file cut short": edited("1 bytes are missing", edit=cut_short),
     "an empty folder": edited("holds no safetensors and no GGUF", edit=gone("model.safetensors")),
     "an adapter": Case(adapter, ("an adapter of openai/gpt-oss-20b; merge it first",)),
     # config.json
@@ -355,18 +351,14 @@ CASES: dict[str, Case] = {
     "a GGUF cut short": Case(
         patched("tiny-gpt-oss-auto.gguf", lambda d: d.__delitem__(slice(-4096, None))), ("source.gguf",)
     ),
-    "a GGUF that lacks keys": gguf(
-        "source.gguf: gpt-oss.block_count: is missing", keys={"gpt-oss.block_count": None}
-    ),
+    "a GGUF that lacks keys": gguf("source.gguf: gpt-oss.block_count: is missing", keys={"gpt-oss.block_count": None}),
     "a GGUF that lacks a tensor": gguf(
         "source.gguf: output.weight: is missing", change=lambda t: t.pop("output.weight")
     ),
     "a GGUF of another architecture": gguf(
         "is of architecture 'qwen3moe', which is not known", keys={"general.architecture": "qwen3moe"}
     ),
-    "a GGUF with another tokenizer": gguf(
-        "tokenizer.ggml.pre: is 'qwen2'", keys={"tokenizer.ggml.pre": "qwen2"}
-    ),
+    "a GGUF with another tokenizer": gguf("tokenizer.ggml.pre: is 'qwen2'", keys={"tokenizer.ggml.pre": "qwen2"}),
     "one of a split set, renamed": gguf(
         "source.gguf: split.count: is one of 3, but 1 found", keys={"split.count": 3, "split.no": 0}
     ),

@@ -1,0 +1,215 @@
+"""What inspect says of a checkpoint: every weight once, logical shapes and totals, damage shown and not refused."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+from builders import Model, Sizes
+from commandline import run
+
+import ckpttool
+from ckpttool.archs import arches
+from ckpttool.reports import Inspection, WeightReport
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny-gpt-oss"
+MODEL = Model(Sizes(layers=11, hidden=32, intermediate=64, vocab=300))
+DIALECTS = ("hf", "hf-bf16", "unsloth", "openai")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inspection]:
+    """The same model in every dialect; eleven layers, so that names do not sort as numbers do."""
+    at = tmp_path_factory.mktemp("inspected")
+    found = {d: ckpttool.inspect(builders.write(MODEL, at / d, d, shards=3)) for d in DIALECTS}
+    found["gguf"] = ckpttool.inspect(builders.write_gguf(MODEL, at / "model.gguf"))
+    return found
+
+
+def by_name(report: Inspection) -> dict[str, WeightReport]:
+    return {t.name: t for t in report.tensors}
+
+
+def parameters(sizes: Sizes) -> int:
+    """gpt-oss' parameters, by its definition."""
+    q, kv = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    h, i, e = sizes.hidden, sizes.intermediate, sizes.experts
+    attention = q * h + q + 2 * (kv * h + kv) + h * q + h + sizes.heads
+    experts = e * (2 * i * h + 2 * i + h * i + h)
+    layer = 2 * h + attention + e * h + e + experts
+    return 2 * sizes.vocab * h + h + sizes.layers * layer
+
+
+def test_every_dialect_of_a_model_has_its_parameters(reports: dict[str, Inspection]) -> None:
+    for dialect, report in reports.items():
+        assert (report.schema, report.arch, report.dialect) == ("inspection.v1", "gpt-oss", dialect)
+        assert report.parameters == parameters(MODEL.sizes)
+        assert (report.problems, report.notes) == ((), ())
+        assert report.bits_per_weight == round(8 * report.nbytes / report.parameters, 4)
+
+
+def test_every_part_is_named_once(reports: dict[str, Inspection]) -> None:
+    wanted = {*MODEL.plain, *MODEL.packed}
+    for dialect, report in reports.items():
+        found: list[str] = []
+        for t in report.tensors:
+            assert t.part is not None
+            found += t.part.split("+")
+        if dialect == "unsloth":
+            experts = {p for p in wanted if p.removesuffix(".bias") in MODEL.packed}
+            numbered = {f"{p}[{e}]" for p in experts for e in range(MODEL.sizes.experts)}
+            assert sorted(found) == sorted(numbered | (wanted - experts))
+        else:
+            assert sorted(found) == sorted(wanted)
+
+
+def test_totals_are_the_sums_of_rows(reports: dict[str, Inspection]) -> None:
+    for report in reports.values():
+        assert report.nbytes == sum(t.nbytes for t in report.tensors)
+        assert report.parameters == sum(t.parameters for t in report.tensors)
+        for t in report.tensors:
+            assert t.parameters == prod(t.shape)
+            assert t.nbytes == sum(s.nbytes for s in t.stored)
+        stored = [s for t in report.tensors for s in t.stored]
+        assert len({(s.file, s.offset) for s in stored}) == len(stored)
+        sizes = {f.name: f.nbytes for f in report.files}
+        for s in stored:
+            assert 0 < s.offset < s.offset + s.nbytes <= sizes[s.file]
+
+
+def test_one_weight_in_each_dialect(reports: dict[str, Inspection]) -> None:
+    experts, rows, k = MODEL.sizes.experts, 2 * MODEL.sizes.intermediate, MODEL.sizes.hidden
+    hf = by_name(reports["hf"])["model.layers.10.mlp.experts.gate_up_proj"]
+    assert (hf.part, hf.format, hf.packing) == ("layer.10.gate+layer.10.up", "MXFP4", "pair")
+    assert (hf.shape, hf.parameters) == ((experts, rows, k), experts * rows * k)
+    assert hf.nbytes == experts * rows * k // 32 * 17
+    assert [(s.name.rsplit("_", 1)[1], s.dtype, s.shape) for s in hf.stored] == [
+        ("blocks", "U8", (experts, rows, k // 32, 16)),
+        ("scales", "U8", (experts, rows, k // 32)),
+    ]
+    assert len({s.file for s in hf.stored}) == 2  # the shards part blocks from scales
+    wide = by_name(reports["hf-bf16"])["model.layers.10.mlp.experts.gate_up_proj"]
+    assert (wide.part, wide.format, wide.packing, wide.shape) == (hf.part, "BF16", "flat", (experts, k, rows))
+    one = by_name(reports["unsloth"])["model.layers.10.mlp.experts.gate_up_projs.2.weight"]
+    assert (one.part, one.shape) == ("layer.10.gate[2]+layer.10.up[2]", (rows, k))
+    theirs = by_name(reports["openai"])["block.10.mlp.mlp1_weight"]
+    assert (theirs.part, theirs.shape, theirs.packing) == (hf.part, hf.shape, "pair")
+    qkv = by_name(reports["openai"])["block.10.attn.qkv.weight"]
+    assert qkv.part == "layer.10.q+layer.10.k+layer.10.v"
+    up = by_name(reports["gguf"])["blk.10.ffn_up_exps.weight"]
+    assert (up.part, up.format, up.packing, up.shape) == ("layer.10.up", "MXFP4", "ggml", (experts, rows // 2, k))
+
+
+def test_headers_are_hashed(reports: dict[str, Inspection]) -> None:
+    for report in reports.values():
+        assert len({f.header_sha256 for f in report.files}) == len(report.files)
+
+
+FIXTURE_FORMATS = {
+    "hf": {"MXFP4", "BF16"},
+    "hf-bf16": {"BF16"},
+    "unsloth": {"BF16"},
+    "openai": {"MXFP4", "BF16"},
+    "gguf/tiny-gpt-oss-auto.gguf": {"MXFP4", "BF16", "F32"},
+    "gguf/tiny-gpt-oss-bf16.gguf": {"BF16", "F32"},
+    "gguf/tiny-gpt-oss-q8_0.gguf": {"Q8_0", "F32"},
+    "gguf/tiny-gpt-oss-mxfp4_moe.gguf": {"MXFP4", "Q8_0", "F32"},
+    "gguf/split/tiny-gpt-oss-auto-00001-of-00003.gguf": {"MXFP4", "BF16", "F32"},
+}
+
+
+@pytest.mark.parametrize(("name", "formats"), FIXTURE_FORMATS.items(), ids=FIXTURE_FORMATS)
+def test_fixtures(name: str, formats: set[str]) -> None:
+    report = ckpttool.inspect(FIXTURES / name)
+    assert {t.format for t in report.tensors} == formats
+    assert report.parameters == 3_689_760
+    assert report.problems == ()
+    assert len(report.files) == (3 if "split" in name or name == "hf" else 2 if name == "hf-bf16" else 1)
+
+
+def test_k_quants_are_shown() -> None:
+    report = ckpttool.inspect(FIXTURES / "gguf" / "tiny-gpt-oss-q4_k_m.gguf")
+    assert report.parameters == 3_689_760
+    assert any(t.format.startswith("Q") and t.format.endswith("_K") and t.packing == "ggml" for t in report.tensors)
+
+
+def test_an_unknown_model_is_shown_without_parts(tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {"encoder.weight": builders.Tensor("BF16", MODEL.plain["embed"])}
+    builders.save(tmp_path / "x.safetensors", tensors)
+    report = ckpttool.inspect(tmp_path / "x.safetensors")
+    assert (report.arch, report.dialect, [t.part for t in report.tensors]) == (None, None, [None])
+    assert report.parameters == MODEL.plain["embed"].size
+    shown = run("inspect", tmp_path / "x.safetensors")
+    assert (shown.code, "unknown architecture" in shown.out) == (0, True)
+
+
+def test_a_declared_architecture_is_not_mistaken_for_another(tmp_path: Path) -> None:
+    folder = builders.write(MODEL, tmp_path / "a", "hf", config={"model_type": "gpt_oss_fork"})
+    assert ckpttool.inspect(folder).arch is None
+
+
+def test_damage_is_shown_and_does_not_stop(tmp_path: Path) -> None:
+    folder = builders.write(MODEL, tmp_path / "a", "hf", change=lambda t: t.pop("model.norm.weight"))
+    result = run("inspect", folder)
+    assert result.code == 0
+    assert "problem: model.safetensors: model.norm.weight: is missing" in result.out
+    document = run("inspect", folder, "--json").document
+    assert len(document["problems"]) == 1
+    (folder / "config.json").write_text("{")
+    assert "problem: config.json at byte 1: is not valid JSON" in run("inspect", folder).out
+    (folder / "config.json").unlink()
+    report = ckpttool.inspect(folder)
+    assert (report.arch, report.dialect, report.problems) == ("gpt-oss", "hf", ())
+
+
+def test_a_header_that_cannot_be_trusted_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 8)
+    result = run("inspect", tmp_path / "x.safetensors")
+    assert (result.code, result.out) == (3, "")
+    assert result.err.startswith("error: x.safetensors")
+
+
+def test_the_text_has_a_line_for_each_weight(tmp_path: Path) -> None:
+    folder = builders.write(MODEL, tmp_path / "a", "hf")
+    report = ckpttool.inspect(folder)
+    lines = run("inspect", folder).out.splitlines()
+    assert lines[0].split() == ["name", "part", "format", "packing", "shape", "bytes"]
+    rows = lines[1 : 1 + len(report.tensors)]
+    for row, t in zip(rows, report.tensors, strict=True):
+        assert row.split()[:4] == [t.name, t.part, t.format, t.packing]
+        assert row.endswith(f" {t.nbytes:,}")
+        assert " x ".join(map(str, t.shape)) in row
+    assert lines[len(rows) + 1] == ""
+    assert f"{report.parameters:,} parameters, {report.nbytes:,} bytes" in lines[len(rows) + 3]
+    assert f"{report.bits_per_weight:.2f} bits per weight" in lines[len(rows) + 3]
+
+
+def test_the_document_is_the_report(tmp_path: Path) -> None:
+    folder = builders.write(MODEL, tmp_path / "한국어 模型", "hf")
+    result = run("inspect", folder, "--json")
+    report = ckpttool.inspect(folder)
+    assert result.document["source"] == str(folder)
+    assert "한국어 模型" in result.out
+    rows = result.document["tensors"]
+    assert [r["name"] for r in rows] == [t.name for t in report.tensors]
+    assert json.dumps(rows[0]["stored"]) == json.dumps([vars_of(s) for s in report.tensors[0].stored])
+
+
+def vars_of(row: Any) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(row).items()}
+
+
+def test_the_tables_agree_with_the_builders() -> None:
+    """The names in `builders` were written by hand."""
+    (arch,) = (a for a in arches() if a.name == "gpt-oss")
+    sizes = {"L": 11, "E": 3, "H": 32, "I": 64, "V": 300, "N": 4, "K": 2, "D": 32}
+    for name in DIALECTS:
+        ours = {c.name for c in arch.dialects[name].expand(sizes)}
+        pairs = [e for e in ("_blocks", "_weight.blocks") for n in builders.tensors(MODEL, name) if n.endswith(e)]
+        stored = {n for n in builders.tensors(MODEL, name) if not n.endswith(("_scales", "_weight.scales"))}
+        assert ours == {n.removesuffix("_blocks").removesuffix(".blocks") for n in stored}
+        assert len(pairs) == (22 if name in ("hf", "openai") else 0)
