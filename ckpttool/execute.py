@@ -21,6 +21,7 @@ import numpy as np
 
 from ckpttool.codecs import cpu
 from ckpttool.commit import exists_error, move_in, sync_folder
+from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.source import LocalFile, LocalTarget
 from ckpttool.crc import crc32
 from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError
@@ -72,11 +73,15 @@ def execute(
     check_target(plan, overwrite)
     place = plan.place
     with _locked(place):
+        done = _resumed(plan)
         try:
-            done = _resumed(plan)
             conversion = _convert(plan, done, count, verify, progress, begun)
         except (InputError, CheckFailed):
             shutil.rmtree(place.partial)  # the same source and options would fail the same way again
+            raise
+        except (LocalIOError, OSError):
+            if not done:  # nothing to go on from: a full disk is not kept full
+                shutil.rmtree(place.partial)
             raise
         _commit(place, overwrite)
         shutil.rmtree(place.partial)
@@ -176,10 +181,13 @@ def _resumed(plan: Plan) -> dict[int, Entry]:
     sizes = {layout.name: layout.size for layout in plan.files}
     held: dict[str, LocalTarget] = {}
     with contextlib.ExitStack() as stack:
-        for name, size in sizes.items():
-            path = place.staged / name
-            if path.is_file() and path.stat().st_size == size:
-                held[name] = stack.enter_context(LocalTarget.open(path, name))
+        for path in place.staged.iterdir():
+            if path.is_file() and not path.is_symlink() and path.stat().st_size == sizes.get(path.name):
+                held[path.name] = stack.enter_context(LocalTarget.open(path, path.name))
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         return {e.slab: e for e in entries if 0 <= e.slab < len(plan.slabs) and _is_there(plan, e, held)}
 
 
@@ -259,7 +267,8 @@ def _convert(
     with contextlib.ExitStack() as stack:
         stack.callback(journal.close)
         sources = {f.name: stack.enter_context(LocalFile(f.path, f.name)) for f in plan.source.files}
-        targets = _prepared(plan, stack)
+        checks = _checks(plan)
+        targets = _prepared(plan, checks, stack)
         prepared = perf_counter()
         run = _Run(plan, done, journal, progress)
         for entry in done.values():
@@ -267,7 +276,6 @@ def _convert(
         workers = [Worker(sources, targets, plan.target.lossless, plan.slab_nbytes) for _ in range(count)]
         hashes: dict[str, str] = {}
         bodies = [run.guarded(lambda w=w: _work(run, w)) for w in workers]  # type: ignore[misc]
-        checks = _checks(plan)
         if verify:
             bodies.append(run.guarded(lambda: _read_back(run, targets, checks, hashes)))
         _in_threads(run, bodies)
@@ -289,10 +297,12 @@ def _convert(
     return conversion
 
 
-def _prepared(plan: Plan, stack: contextlib.ExitStack) -> dict[str, LocalTarget]:
+def _prepared(
+    plan: Plan, checks: dict[str, list[Stretch]], stack: contextlib.ExitStack
+) -> dict[str, LocalTarget]:
     """All target files, preallocated, while the kernels are being loaded: the one waits for the disk, the other not."""
     with ThreadPoolExecutor(4) as pool:
-        made = {f.name: pool.submit(_made, plan.place.staged / f.name, f.size, f.header) for f in plan.files}
+        made = {f.name: pool.submit(_made, plan.place.staged / f.name, f, checks[f.name]) for f in plan.files}
         cpu.backend()
         for file in made.values():
             stack.callback(_close, file)
@@ -304,12 +314,16 @@ def _close(file: Future[LocalTarget]) -> None:
         file.result().close()
 
 
-def _made(path: Path, size: int, header: bytes) -> LocalTarget:
-    """The target file: made whole, or the one of the earlier run; its header is written either way."""
-    if path.exists() and path.stat().st_size != size:
-        path.unlink()
-    file = LocalTarget.open(path, path.name) if path.exists() else LocalTarget.create(path, size, path.name)
-    file.writeall(0, header)
+def _made(path: Path, layout: FileLayout, checks: Iterable[Stretch]) -> LocalTarget:
+    """The target file: made whole, or the one of the earlier run; what no slab writes is written either way."""
+    if not path.exists():
+        file = LocalTarget.create(path, layout.size, path.name)
+    else:
+        file = LocalTarget.open(path, path.name)
+        for gap in checks:
+            if gap.slab is None:
+                file.writeall(gap.offset, bytes(gap.nbytes))
+    file.writeall(0, layout.header)
     return file
 
 
