@@ -1,0 +1,230 @@
+"""Conversions that die: a process that forks one child for each death, and one for each resumption.
+
+    python crash_runs.py SCENARIO REQUEST-AS-JSON
+
+prints one JSON document. The package has no hooks for this: a child replaces functions of its own copy before it
+converts, and ends itself with SIGKILL, as a power cut or the kernel's OOM killer would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import ckpttool
+from ckpttool import cli, execute, journal, steps
+from ckpttool.containers.source import LocalTarget
+
+RECEIPTS = ("ckpttool.receipt.json", ".receipt.json")
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """sha256 of every file under `folder` but receipts, which hold times."""
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.endswith(RECEIPTS)
+    }
+
+
+def in_child(body: Callable[[], None]) -> int:
+    """The wait status of a child that runs `body`: 0, 256 * exit code, or the number of the signal that ended it."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    try:
+        body()
+    except BaseException as e:
+        os.write(2, f"{type(e).__name__}: {e}\n".encode())
+        os._exit(getattr(e, "exit_code", 70))
+    os._exit(0)
+
+
+def die_at(owner: Any, name: str, count: int, *, before: bool) -> None:
+    """Kill this process at the `count`-th call of `owner.name`, before or after its work."""
+    original, calls = getattr(owner, name), [0]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if before and calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        out = original(*args, **kwargs)
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return out
+
+    setattr(owner, name, wrapped)
+
+
+POINTS: dict[str, tuple[Any, str]] = {
+    "journal": (journal.Journal, "add"),
+    "create": (LocalTarget, "create"),
+    "sidecar": (execute, "write_sidecar"),
+    "sync": (execute, "_sync"),
+    "receipt": (execute, "_write_durably"),
+    "rename": (execute, "move_in"),
+}
+
+
+def convert(request: dict[str, Any], target: Path, **more: Any) -> Any:
+    return ckpttool.convert(request["source"], target, **{**request["options"], **more})
+
+
+def crash(request: dict[str, Any], target: Path, point: str, count: int, before: bool, **more: Any) -> int:
+    def body() -> None:
+        die_at(*POINTS[point], count, before=before)
+        convert(request, target, **more)
+
+    return in_child(body)
+
+
+def resume(request: dict[str, Any], target: Path, **more: Any) -> dict[str, Any]:
+    """Convert again in a child; its exit status, and what it reported."""
+    report = target.parent / "report.json"
+    report.unlink(missing_ok=True)
+
+    def body() -> None:
+        run = convert(request, target, **more).run
+        report.write_text(json.dumps({"resumed": run["slabs_resumed"], "slabs": run["slabs"]}))
+
+    status = in_child(body)
+    found = json.loads(report.read_text()) if report.exists() else {}
+    report.unlink(missing_ok=True)
+    return {"status": status, **found}
+
+
+def target_in(work: Path, request: dict[str, Any]) -> Path:
+    """A new folder with nothing in it, and the target's path there."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    return work / request["target"]
+
+
+def kill_everywhere(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Die at every call of every point, before and after; then resume. One row for each death."""
+    work, rows = Path(request["work"]), []
+    for point in request["points"]:
+        for before in (True, False):
+            count = 0
+            while True:
+                count += 1
+                target = target_in(work, request)
+                status = crash(request, target, point, count, before)
+                if status == 0:  # there is no such call any more
+                    break
+                left = tree(work)
+                finals = {n: s for n, s in left.items() if ".partial/" not in n}
+                again = resume(request, target)
+                rows.append({"point": point, "before": before, "count": count, "status": status, "finals": finals,
+                             "again": again, "tree": tree(work)})  # fmt: skip
+    return rows
+
+
+def torn(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Die after journal line `lines`, tear the last line at every byte (and change each byte), resume."""
+    work, rows = Path(request["work"]), []
+    target = target_in(work, request)
+    crash(request, target, "journal", request["lines"], False, workers=1)
+    kept = work.with_name("kept")
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.move(work, kept)
+    text = (kept / f"{target.name}.partial" / "journal").read_bytes()
+    last = text.rstrip(b"\n").rfind(b"\n") + 1
+    damaged = [text[:n] for n in range(last, len(text) + 1)]
+    damaged += [text[:n] + bytes([text[n] ^ 0x11]) + text[n + 1 :] for n in range(last, len(text), 3)]
+    for data in damaged:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(kept, work)
+        (work / f"{target.name}.partial" / "journal").write_bytes(data)
+        rows.append({"journal": data.decode("latin-1"), "again": resume(request, target), "tree": tree(work)})
+    return rows
+
+
+def damaged_partial(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Die late, flip one byte in each of many places of the unfinished files, resume."""
+    work, rows = Path(request["work"]), []
+    target = target_in(work, request)
+    crash(request, target, "receipt", 1, True)
+    kept = work.with_name("kept")
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.move(work, kept)
+    for file in sorted((kept / f"{target.name}.partial" / "files").iterdir()):
+        size = file.stat().st_size
+        for at in sorted({0, 1, 9, size - 1, *range(5, size, max(1, size // request["places"]))}):
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.copytree(kept, work)
+            with (work / file.relative_to(kept)).open("r+b") as f:
+                f.seek(at)
+                byte = f.read(1)[0]
+                f.seek(at)
+                f.write(bytes([byte ^ 0x40]))
+            rows.append({"file": file.name, "at": at, "again": resume(request, target), "tree": tree(work)})
+    return rows
+
+
+def limited(request: dict[str, Any]) -> dict[str, Any]:
+    """Convert under RLIMIT_FSIZE."""
+    work = Path(request["work"])
+    target = target_in(work, request)
+
+    def body() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
+        convert(request, target)
+
+    return {"status": in_child(body), "tree": tree(work), "names": sorted(p.name for p in work.iterdir())}
+
+
+def signalled(request: dict[str, Any]) -> None:
+    """The command line, which sends itself a signal as it writes journal line `line`, and then works slowly."""
+    original, calls = journal.Journal.add, [0]
+
+    def add(self: journal.Journal, entry: journal.Entry) -> None:
+        original(self, entry)
+        calls[0] += 1
+        if calls[0] == request["line"]:
+            os.kill(os.getpid(), request["signal"])
+        if calls[0] >= request["line"]:
+            time.sleep(0.2)
+
+    journal.Journal.add = add  # type: ignore[method-assign]
+    sys.argv = ["ckpttool", *request["arguments"]]
+    cli.main()
+
+
+def peak(request: dict[str, Any]) -> dict[str, int]:
+    """The peak of resident memory after the package and its kernels are loaded, and after a conversion."""
+    small = Path(request["work"]) / "small"
+    ckpttool.convert(request["small"], small, **request["options"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report = convert(request, Path(request["work"]) / request["target"])
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"before": before, "after": after, "reported": report.run["peak_memory"], "written": report.run["nbytes"]["written"],
+            "workers": report.run["workers"]}  # fmt: skip
+
+
+SCENARIOS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    f.__name__: f for f in (kill_everywhere, torn, damaged_partial, limited, signalled, peak)
+}
+
+
+def main() -> None:
+    scenario, request = sys.argv[1], json.loads(sys.argv[2])
+    steps.SLAB_NBYTES = request.get("slab_nbytes", steps.SLAB_NBYTES)
+    if warm := request.get("warm"):  # kernels are loaded once, and its threads have ended before any fork
+        convert(request, Path(warm))
+    print(json.dumps(SCENARIOS[scenario](request)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,477 @@
+"""Executing a plan: the same bytes however it is done, whatever it dies of, and no wreck where it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import builders
+import crash_runs
+import pytest
+from builders import Model, Sizes
+from crash_runs import tree
+
+import ckpttool
+from ckpttool import api, execute, steps
+from ckpttool.containers.source import LocalTarget
+from ckpttool.errors import CkptError, LimitError, LocalIOError
+from ckpttool.journal import Entry, Journal
+
+HERE = Path(__file__).parent
+FIXTURE = HERE.parent / "fixtures" / "tiny-gpt-oss" / "hf"
+SMALL = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
+SLAB = 9_000
+TARGETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "folder": ("out", {"to": "bf16", "workers": 1}),
+    "two threads": ("out", {"to": "bf16", "workers": 2}),
+    "shards": ("out", {"to": "mxfp4", "max_shard_size": 12_000, "workers": 1}),
+    "gguf": ("out.gguf", {"model_name": "x", "workers": 1}),
+    "split": ("out.gguf", {"model_name": "x", "max_shard_size": 30_000, "workers": 1}),
+}
+"""Target name and options of conversions of a model that take some twenty slabs."""
+
+
+def run(scenario: str, request: dict[str, Any]) -> Any:
+    """A scenario of `crash_runs` in a process of its own."""
+    command = [sys.executable, str(HERE / "crash_runs.py"), scenario, json.dumps(request, default=str)]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=HERE.parent)
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return builders.write(SMALL, tmp_path / "source", "hf")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    """Where conversions die; in memory if possible, for each of them waits for the disk several times."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder) / "work"
+
+
+@pytest.fixture
+def request_for(small: Path, tmp_path: Path, work: Path) -> Any:
+    """What a scenario needs, and the tree that an undisturbed conversion leaves."""
+
+    def make(kind: str, **more: Any) -> tuple[dict[str, Any], dict[str, str]]:
+        name, options = TARGETS[kind]
+        whole = tmp_path / "whole"
+        whole.mkdir()
+        ckpttool.convert(small, whole / name, **options)
+        request = {"source": small, "target": name, "options": options, "work": work,
+                   "warm": tmp_path / "warm" / name, "slab_nbytes": SLAB, **more}  # fmt: skip
+        (tmp_path / "warm").mkdir()
+        return request, tree(whole)
+
+    return make
+
+
+# --- deaths ---
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_killed_at_every_journal_line(kind: str, request_for: Any) -> None:
+    """Nothing under the target's name, then the same bytes, and every slab of the journal taken over."""
+    request, whole = request_for(kind, points=["journal"])
+    rows = run("kill_everywhere", request)
+    slabs = rows[0]["again"]["slabs"]
+    assert slabs >= 15
+    assert len(rows) == 2 * slabs
+    for row in rows:
+        assert row["status"] == signal.SIGKILL, row
+        assert row["finals"] == {}, row
+        assert row["again"]["status"] == 0, row
+        assert row["tree"] == whole, row
+        if request["options"]["workers"] == 1:
+            assert row["again"]["resumed"] == row["count"] - row["before"], row
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards", "gguf"])
+def test_killed_at_any_other_point(kind: str, request_for: Any) -> None:
+    """Preallocation, side files, sync, receipt: nothing of the target is there yet, and all slabs done are kept."""
+    request, whole = request_for(kind, points=["create", "sidecar", "sync", "receipt"])
+    rows = run("kill_everywhere", request)
+    assert {r["point"] for r in rows} >= {"create", "sync", "receipt"}
+    for row in rows:
+        assert row["status"] == signal.SIGKILL, row
+        assert row["finals"] == {}, row
+        assert row["again"]["status"] == 0, row
+        assert row["tree"] == whole, row
+        if row["point"] != "create":
+            assert row["again"]["resumed"] == row["again"]["slabs"], row
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_killed_at_the_rename(kind: str, request_for: Any) -> None:
+    """The target is as it was, and then made; or it is there, whole, and is not made again."""
+    request, whole = request_for(kind, points=["rename"])
+    rows = run("kill_everywhere", request)
+    assert len(rows) == (2 if kind == "folder" else 4)
+    for row in rows:
+        assert row["finals"] in ({}, whole), row
+        refused = row["finals"] == whole
+        assert row["again"]["status"] == (4 << 8 if refused else 0), row
+        assert {n: s for n, s in row["tree"].items() if ".partial/" not in n} == whole, row
+    assert any(row["finals"] for row in rows)
+
+
+def test_a_journal_torn_at_every_byte_of_its_last_line(request_for: Any) -> None:
+    """A line that is torn, or says something else, costs at most its own slab and never a byte."""
+    request, whole = request_for("gguf", lines=6)
+    rows = run("torn", request)
+    assert len(rows) > 50
+    for row in rows:
+        assert row["again"]["status"] == 0, row
+        assert row["again"]["resumed"] in (5, 6), row
+        assert row["tree"] == whole, row
+    assert {row["again"]["resumed"] for row in rows} == {5, 6}
+
+
+@pytest.mark.parametrize("kind", ["gguf", "shards"])
+def test_damage_to_unfinished_files_is_redone(kind: str, request_for: Any) -> None:
+    """Header, tensors and padding: whatever byte has changed, the result is right."""
+    request, whole = request_for(kind, places=4 if kind == "shards" else 40)
+    rows = run("damaged_partial", request)
+    assert len(rows) > 25
+    for row in rows:
+        assert row["again"]["status"] == 0, row
+        assert row["tree"] == whole, row
+        assert row["again"]["resumed"] >= row["again"]["slabs"] - 1, row
+    assert any(row["again"]["resumed"] < row["again"]["slabs"] for row in rows)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_the_command_with_its_journal_intact(
+    number: signal.Signals, code: int, request_for: Any, tmp_path: Path
+) -> None:
+    request, whole = request_for("folder")
+    work = tmp_path / "work"
+    work.mkdir()
+    arguments = ["convert", str(request["source"]), str(work / "out"), "--to", "bf16", "--workers", "2"]
+    asked = {"slab_nbytes": SLAB, "line": 5, "signal": int(number), "arguments": arguments}
+    command = [sys.executable, str(HERE / "crash_runs.py"), "signalled", json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=HERE.parent)
+    assert done.returncode == code, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert [p.name for p in work.iterdir()] == ["out.partial"]
+    lines = (work / "out.partial" / "journal").read_bytes().splitlines()
+    assert len(lines) > 5
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+    again = in_process(request, work / "out")
+    assert tree(work) == whole
+    assert again["slabs"] > again["slabs_resumed"] == len(lines) - 1
+
+
+@pytest.fixture(autouse=True)
+def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "SLAB_NBYTES", SLAB)
+
+
+def in_process(request: dict[str, Any], target: Path, **more: Any) -> dict[str, Any]:
+    return dict(ckpttool.convert(request["source"], target, **{**request["options"], **more}).run)
+
+
+class Stop(BaseException):
+    """What stops a run here."""
+
+
+def stopped(small: Path, target: Path, line: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Leave an unfinished conversion with `line` lines in its journal."""
+    original, calls = Journal.add, [0]
+
+    def add(self: Journal, entry: Entry) -> None:
+        if calls[0] == line:
+            raise Stop
+        calls[0] += 1
+        original(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", add)
+        with pytest.raises(Stop):
+            ckpttool.convert(small, target, workers=1, **options)
+
+
+def test_another_plan_begins_anew(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ckpttool.convert(small, tmp_path / "whole", to="bf16", dtype="f32")
+    stopped(small, tmp_path / "out", 7, monkeypatch, to="bf16")
+    report = ckpttool.convert(small, tmp_path / "out", to="bf16", dtype="f32")
+    assert report.run["slabs_resumed"] == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_source_that_has_changed_begins_anew(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(small, tmp_path / "out", 7, monkeypatch, to="bf16")
+    file = small / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(1, 1))
+    assert ckpttool.convert(small, tmp_path / "out", to="bf16").run["slabs_resumed"] == 0
+    ckpttool.convert(small, tmp_path / "whole", to="bf16")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_strangers_in_the_partial_folder_do_not_get_into_the_target(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(small, tmp_path / "out", 7, monkeypatch, to="bf16")
+    files = tmp_path / "out.partial" / "files"
+    (files / "stranger.bin").write_bytes(b"?")
+    (files / "folder").mkdir()
+    (files / "config.json").symlink_to(small / "config.json")
+    before = (small / "config.json").read_bytes()
+    assert ckpttool.convert(small, tmp_path / "out", to="bf16").run["slabs_resumed"] == 7
+    ckpttool.convert(small, tmp_path / "whole", to="bf16")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert not any(p.is_symlink() for p in (tmp_path / "out").iterdir())
+    assert (small / "config.json").read_bytes() == before
+
+
+# --- the same bytes ---
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards", "gguf", "split"])
+def test_the_same_bytes_whatever_workers_and_memory(kind: str, small: Path, tmp_path: Path) -> None:
+    name, options = TARGETS[kind]
+    trees, receipts = [], []
+    for workers, memory in ((1, "512MB"), (2, "512MB"), (4, "512MB"), (4, "25MB"), (3, "30MB")):
+        folder = tmp_path / f"{workers} {memory}"
+        folder.mkdir()
+        report = ckpttool.convert(
+            small, folder / name, **{**options, "workers": workers, "max_memory": memory, "verify": memory == "512MB"}
+        )
+        trees.append(tree(folder))
+        receipts.append([(t.name, t.crc32, t.fidelity, t.changed) for t in report.tensors])
+    assert all(t == trees[0] for t in trees)
+    assert all(r == receipts[0] for r in receipts)
+
+
+def test_too_little_memory_says_how_much_it_takes(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(LimitError, match="largest slab needs") as caught:
+        ckpttool.convert(small, tmp_path / "out", to="bf16", max_memory=1_000_000)
+    assert caught.value.exit_code == 6
+    assert not (tmp_path / "out.partial").exists()
+    needed = str(caught.value.hint).split("--max-memory ")[1].split()[0]
+    ckpttool.convert(small, tmp_path / "out", to="bf16", max_memory=needed)
+
+
+# --- what is in the way ---
+
+
+def test_two_conversions_at_one_target(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused while the first is at work, and the first is not disturbed."""
+    reached, go_on = threading.Event(), threading.Event()
+    original = Journal.add
+
+    def add(self: Journal, entry: Entry) -> None:
+        original(self, entry)
+        reached.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(Journal, "add", add)
+    reports: list[Any] = []
+    first = threading.Thread(target=lambda: reports.append(ckpttool.convert(small, tmp_path / "out", to="bf16")))
+    first.start()
+    try:
+        assert reached.wait(60)
+        with pytest.raises(LocalIOError, match="another conversion is writing here"):
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    finally:
+        go_on.set()
+        first.join()
+    assert len(reports) == 1
+    assert ckpttool.verify(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf", "split"])
+def test_a_target_that_exists_stays_unless_overwritten(kind: str, small: Path, tmp_path: Path) -> None:
+    name, options = TARGETS[kind]
+    ckpttool.convert(small, tmp_path / name, **options)
+    before = tree(tmp_path)
+    other = builders.write(Model(SMALL.sizes, seed=9), tmp_path / "other", "hf")
+    with pytest.raises(LocalIOError, match="already exists") as caught:
+        ckpttool.convert(other, tmp_path / name, **options)
+    assert caught.value.hint
+    assert {n: s for n, s in tree(tmp_path).items() if not n.startswith("other/")} == before
+    ckpttool.convert(other, tmp_path / name, overwrite=True, **options)
+    (tmp_path / "fresh").mkdir()
+    ckpttool.convert(other, tmp_path / "fresh" / name, **options)
+    after = {n: s for n, s in tree(tmp_path).items() if not n.startswith(("other/", "fresh/", "source/"))}
+    assert after == tree(tmp_path / "fresh")
+
+
+def test_overwrite_spares_a_folder_that_is_no_checkpoint(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(LocalIOError):
+        ckpttool.convert(small, tmp_path / "out", to="bf16", overwrite=True)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_dry_run_writes_nothing_and_says_exactly_what_would_be_written(small: Path, tmp_path: Path) -> None:
+    for kind, (name, options) in TARGETS.items():
+        folder = tmp_path / kind
+        asked = {k: v for k, v in options.items() if k != "workers"}
+        report = api.preview(api.plan(small, folder / name, **asked), api.limit())
+        assert not folder.exists()
+        ckpttool.convert(small, folder / name, **options)
+        planned = {f.name: f.nbytes for f in (*report.files, *report.sidecars)}
+        written = {p.name: p.stat().st_size for p in folder.rglob("*") if p.is_file() and "receipt" not in p.name}
+        assert written == planned
+        assert report.nbytes == sum(written.values())
+
+
+# --- failing disks ---
+
+
+class Flip:
+    """A disk that flips one bit of the `count`-th write."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.original = LocalTarget.writeall
+
+    def __get__(self, file: LocalTarget, owner: type) -> Any:
+        def writeall(offset: int, buffer: Any) -> None:
+            self.left -= 1
+            data = bytearray(memoryview(buffer).cast("B"))
+            if self.left == 0:
+                data[len(data) // 2] ^= 0x10
+            self.original(file, offset, data)
+
+        return writeall
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_reading_back_finds_a_flipped_bit(
+    count: int, kind: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, options = TARGETS[kind]
+    (tmp_path / "whole").mkdir()
+    ckpttool.convert(small, tmp_path / "whole" / name, **options)
+    (tmp_path / "work").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalTarget, "writeall", Flip(count))
+        with pytest.raises(LocalIOError, match="read back differs"):
+            ckpttool.convert(small, tmp_path / "work" / name, **options)
+    assert not (tmp_path / "work" / name).exists()
+    ckpttool.convert(small, tmp_path / "work" / name, **options)
+    assert tree(tmp_path / "work") == tree(tmp_path / "whole")
+
+
+def test_without_reading_back_the_receipt_still_tells(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalTarget, "writeall", Flip(9))
+        report = ckpttool.convert(small, tmp_path / "out", to="bf16", verify=False)
+    assert not report.verified
+    assert not ckpttool.verify(tmp_path / "out").ok
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB, where the system lets us mount one."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no small file system: {done.stderr.decode().strip() or 'mount needs root'}")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk_is_found_before_the_work(small: Path, full_disk: Path) -> None:
+    with pytest.raises(LocalIOError, match="needs .* more") as caught:
+        ckpttool.convert(small, full_disk / "out", to="bf16")
+    assert caught.value.exit_code == 4
+    assert not any(full_disk.iterdir())
+
+
+def test_a_disk_that_fills_up_while_files_are_made_leaves_no_wreck(
+    small: Path, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program took the room after we had looked."""
+    monkeypatch.setattr(execute.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
+    for name, options in TARGETS.values():
+        with pytest.raises((LocalIOError, OSError)) as caught:
+            ckpttool.convert(small, full_disk / name, **options)
+        assert isinstance(caught.value, LocalIOError), name
+        assert not any(full_disk.iterdir()), name
+
+
+def test_a_disk_that_is_full_at_the_end_can_be_freed_and_gone_on_with(
+    small: Path, full_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensors are there, the side files have no room: nothing is lost."""
+    subprocess.run(["mount", "-o", "remount,size=1m", str(full_disk)], check=True)
+    ckpttool.convert(small, tmp_path / "whole", to="bf16")
+    plan = api.plan(small, full_disk / "out", to="bf16")
+    original = execute.write_sidecar
+
+    def write_sidecar(sidecar: Any, folder: Path) -> Any:
+        ballast = full_disk / "ballast"
+        if not ballast.exists():
+            with ballast.open("wb") as f:
+                f.write(bytes(max(0, shutil.disk_usage(full_disk).free)))
+        return original(sidecar, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "write_sidecar", write_sidecar)
+        with pytest.raises(OSError, match="No space") as caught:
+            ckpttool.convert(small, full_disk / "out", to="bf16")
+    assert not isinstance(caught.value, CkptError)
+    assert not (full_disk / "out").exists()
+    (full_disk / "ballast").unlink()
+    report = ckpttool.convert(small, full_disk / "out", to="bf16")
+    assert report.run["slabs_resumed"] == len(plan.slabs)
+    assert tree(full_disk / "out") == tree(tmp_path / "whole")
+    assert sorted(p.name for p in full_disk.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_limit_on_file_sizes_leaves_no_wreck(kind: str, request_for: Any) -> None:
+    request, _ = request_for(kind, limit=20_000)
+    found = run("limited", request)
+    assert found == {"status": 4 << 8, "tree": {}, "names": []}
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize(("source", "options"), [("hf", {"to": "bf16"}), ("hf-bf16", {"to": "mxfp4"})])
+def test_memory_stays_within_its_bound(source: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """64 MB are allowed above a process that has loaded the kernels; source and target are 190 MB together."""
+    sizes = Sizes(layers=4, experts=16, hidden=512, intermediate=768)
+    small = builders.write(SMALL, tmp_path / "small", source)
+    large = builders.write(Model(sizes), tmp_path / "large", source)
+    asked = {**options, "max_memory": 64_000_000, "workers": 2}
+    request = {"source": large, "small": small, "target": "out", "options": asked, "work": tmp_path / "work"}
+    (tmp_path / "work").mkdir()
+    found = run("peak", request)
+    on_disk = sum(p.stat().st_size for f in (large, tmp_path / "work" / "out") for p in f.iterdir())
+    assert on_disk > 180_000_000
+    assert found["after"] - found["before"] < 64_000_000
+    assert found["reported"] == pytest.approx(found["after"], abs=1 << 20)
+
+
+def test_the_scenarios_know_the_points_they_replace() -> None:
+    for owner, name in crash_runs.POINTS.values():
+        assert callable(getattr(owner, name))
