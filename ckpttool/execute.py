@@ -28,6 +28,7 @@ from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError
 from ckpttool.journal import Entry, Journal, read_entries
 from ckpttool.place import Place
 from ckpttool.planner import Plan
+from ckpttool.preflight import check_target
 from ckpttool.readback import Stretch, read_back, stretches
 from ckpttool.receipt import Outcome, receipt
 from ckpttool.reports import Conversion, dump
@@ -99,39 +100,6 @@ def worker_count(plan: Plan, limits: Limits) -> int:
         need = -(-(plan.slab_nbytes + RESERVE) // 1_000_000)
         raise LimitError(f"the largest slab needs {need} MB", hint=f"give --max-memory {need}MB or more")
     return max(1, min(limits.workers or os.cpu_count() or 1, fits, len(plan.slabs)))
-
-
-def check_target(plan: Plan, overwrite: bool) -> None:
-    """Refuse a target that exists, unless it may be overwritten, and a disk that is too small.
-
-    Raises:
-        LocalIOError: either.
-    """
-    place = plan.place
-    for path in place.finals:
-        if os.path.lexists(path) and not overwrite and not _is_empty_folder(path):
-            raise exists_error(path)
-    if overwrite and place.is_folder and place.path.is_dir() and not _is_empty_folder(place.path):
-        _refuse_other_folders(place.path)
-    folder = next(p for p in place.path.parents if p.exists())
-    begun = sum(p.stat().st_blocks * 512 for p in place.staged.glob("*")) if place.staged.exists() else 0
-    need, free = plan.nbytes - begun, shutil.disk_usage(folder).free
-    if need > free:
-        text = f"needs {need / 1e9:.2f} GB more, {folder} has {free / 1e9:.2f} GB"
-        raise LocalIOError(text, file=str(place.path), hint="free some space, or choose another disk")
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-
-
-def _refuse_other_folders(path: Path) -> None:
-    """`--overwrite` deletes the old folder, so it must be a checkpoint and nothing else."""
-    names = {p.name for p in path.iterdir()}
-    known = {"ckpttool.receipt.json", "config.json", "model.safetensors", "model.safetensors.index.json"}
-    if path.is_symlink() or not names & known or ".git" in names:
-        hint = "it would be deleted as a whole; remove it yourself, or choose another TARGET"
-        raise LocalIOError("is not a checkpoint's folder", file=str(path), hint=hint)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 
-from ckpttool.execute import RESERVE, Limits, check_target, worker_count
+from ckpttool.execute import RESERVE, Limits, worker_count
 from ckpttool.planner import Plan
+from ckpttool.preflight import check_target
 from ckpttool.reports import PlannedFile, PlanReport, StepCount
 from ckpttool.steps import Fidelity
 
