@@ -250,7 +250,9 @@ def tile_encode(
     for i, bytes_of in enumerate(transposed(bytes_by_row, 16)):
         for piece in range(n // 16):
             target = element(b, blocks, piece * 16 + i)
-            store(bytes_of.shuffle(bytes_of, range(piece * 16, piece * 16 + 16)), b.add(target, at))
+            here = b.add(target, at)
+            store(bytes_of.shuffle(bytes_of, range(piece * 16, piece * 16 + 16)), here)
+            prefetch(b, b.add(here, ir.Constant(I64, 64)), write=True)
 
 
 @lane_op(types.int64)
@@ -273,7 +275,10 @@ def tile_decode(
     rows = cgutils.alloca_once(b, byte_type, size=16)
     sources = []
     for i in range(16):
-        pieces = [load(b, b.add(element(b, blocks, p * 16 + i), at), 8, 16) for p in range(n // 16)]
+        starts = [b.add(element(b, blocks, p * 16 + i), at) for p in range(n // 16)]
+        for start in starts:
+            prefetch(b, b.add(start, ir.Constant(I64, 128)))
+        pieces = [load(b, start, 8, 16) for start in starts]
         sources.append(pieces[0] if len(pieces) == 1 else pieces[0].shuffle(pieces[1], range(32)))
     for j, row in enumerate(transposed(sources, 16)):
         b.store(row.value, b.gep(rows, [ir.Constant(I64, j)]))
