@@ -86,7 +86,7 @@ def make_plan(source: Checkpoint, target: Target) -> Plan:
     _raise_with_side_files(problems, source, target)
     drafted = drafts(claims, codecs, source.shapes, out)
     made = _gguf(source, target, drafted) if target.to == "gguf" else _folder(source, target, drafted, out)
-    _refuse_nesting(source, made.place)
+    _refuse_nesting(source, target, made.place)
     weights = placed(drafted, made.files)
     steps = tuple(make_steps(source.shapes, source.extents, extents_of(weights, claims, source.shapes), target.recipe))
     _refuse_lossy(target, steps)
@@ -100,7 +100,7 @@ def _raise_with_side_files(problems: Sequence[CkptError], source: Checkpoint, ta
     """Raise `problems`, if any, together with those of side files and place, which a plan meets only later."""
     if not problems:
         return
-    found = [*problems, *_problems_of(lambda: _refuse_nesting(source, _likely_place(target)))]
+    found = [*problems, *_problems_of(lambda: _refuse_nesting(source, target, _likely_place(target)))]
     if source.arch is not None and source.sizes is not None:
         keys = (lambda: gguf_keys(source, target, ())) if target.to == "gguf" else None
         found += _problems_of(keys or (lambda: make_sidecars(source, target, (), False)))
@@ -171,17 +171,21 @@ def _gguf(source: Checkpoint, target: Target, drafted: Sequence[Draft]) -> _Made
     return _Made(place(path, False, [f.name for f in files]), files, (), tuple(assumed), tuple(notes))
 
 
-def _refuse_nesting(source: Checkpoint, target: Place) -> None:
-    """A target that is the source, or lies where the source's files are, or holds them."""
+def _refuse_nesting(source: Checkpoint, target: Target, where: Place) -> None:
+    """A target that is the source or the reference, or holds them: an overwrite would delete what it reads."""
     sources = {f.path.resolve() for f in source.files}
-    goal = target.path.resolve()
+    goal = where.path.resolve()
     hint = "choose another TARGET"
-    if target.is_folder:
-        root = source.root.resolve()
-        if goal == root or goal in root.parents or any(goal in p.parents for p in sources):
-            raise UsageError("TARGET is SOURCE, or holds it", file=str(target.path), hint=hint)
-    elif sources & {p.resolve() for p in (*target.finals, target.path)}:
-        raise UsageError("TARGET is SOURCE", file=str(target.path), hint=hint)
+    if not where.is_folder:
+        if sources & {p.resolve() for p in (*where.finals, where.path)}:
+            raise UsageError("TARGET is SOURCE", file=str(where.path), hint=hint)
+        return
+    read = {"SOURCE": {source.root.resolve(), *(p.parent for p in sources)}}
+    if target.reference is not None:
+        read["--reference"] = {target.reference.resolve()}
+    for name, folders in read.items():
+        if any(goal == folder or goal in folder.parents for folder in folders):
+            raise UsageError(f"TARGET is {name}, or holds it", file=str(where.path), hint=hint)
 
 
 def _refuse_lossy(target: Target, steps: Sequence[Step]) -> None:
