@@ -13,6 +13,7 @@ import numpy as np
 
 from ckpttool.codecs.cpu_jit import inlined
 from ckpttool.codecs.cpu_lanes import peek, poke
+from ckpttool.codecs.reference import BadBlock
 
 BF16: Final = 0
 F16: Final = 1
@@ -36,6 +37,14 @@ BEST: Final = 3
 _U8 = np.uint8(0)
 _U16 = np.uint16(0)
 _U32 = np.uint32(0)
+
+
+def raise_found(found: int, parts: int, groups: int) -> None:
+    """Raise the `BadBlock` that a kernel's result stands for: -1, or 8 times a flat block index plus the kind."""
+    if found >= 0:
+        index, kind = divmod(found, 8)
+        row, rest = divmod(index, parts * groups)
+        raise BadBlock(KINDS[kind], (row, *divmod(rest, groups)))
 
 
 @inlined

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numpy.typing import NDArray
 
 _SOURCES = ("cpu_jit", "cpu_lanes", "cpu_mxfp4", "cpu_plain", "cpu_exact", "cpu_kernels", "cpu_plain_kernels")
 
@@ -66,6 +67,11 @@ def _compile(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         dispatcher.compile(signature)
     dispatcher.disable_compile()
     return dispatcher
+
+
+def place(x: NDArray[Any], axes: int) -> tuple[int, ...]:
+    """An array as a kernel takes it: its address, and the strides of its first axes in bytes."""
+    return (x.ctypes.data, *x.strides[:axes])
 
 
 _FINGERPRINT = _fingerprint()

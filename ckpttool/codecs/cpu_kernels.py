@@ -21,12 +21,12 @@ from ckpttool.codecs.cpu_exact import (
     F16,
     F32,
     FLOOR,
-    KINDS,
     RCEIL,
     dequantize_exactly,
     quantize_exactly,
+    raise_found,
 )
-from ckpttool.codecs.cpu_jit import inlined, kernel
+from ckpttool.codecs.cpu_jit import inlined, kernel, place
 from ckpttool.codecs.cpu_lanes import VECTOR_BITS, lowest_bit, peek, poke, width
 from ckpttool.codecs.cpu_mxfp4 import (
     block_gain,
@@ -53,7 +53,7 @@ from ckpttool.codecs.cpu_plain_kernels import (
     transpose_to_rows,
 )
 from ckpttool.codecs.formats import Packing, Recipe, ScaleRule, TieRule
-from ckpttool.codecs.reference import U8, BadBlock
+from ckpttool.codecs.reference import U8
 
 __all__ = [
     "convert",
@@ -99,19 +99,6 @@ def _how(recipe: Recipe, packing: Packing, unit: Any) -> tuple[Ints, Ints]:
     limits = tuple(level - (not (ties == 2 or (ties == 0 and k % 2 == 0))) for k, level in enumerate(_LEVELS))
     dropped = 16 if recipe.keeps_negative_zero else 8
     return (rule, bump, ties, dropped, int(packing is Packing.ggml)), limits
-
-
-def _place(x: NDArray[Any], axes: int) -> Ints:
-    """Address, and the strides of the first axes."""
-    return (x.ctypes.data, *x.strides[:axes])
-
-
-def _raise(found: int, parts: int, groups: int) -> None:
-    """Raise the `BadBlock` that a kernel's result stands for."""
-    if found >= 0:
-        index, kind = divmod(found, 8)
-        row, rest = divmod(index, parts * groups)
-        raise BadBlock(KINDS[kind], (row, *divmod(rest, groups)))
 
 
 @inlined
@@ -192,10 +179,10 @@ def quantize_rows(x: Bits, dtype: str, recipe: Recipe, packing: Packing, blocks:
     unit = _UNITS[dtype]
     scratch = np.empty(CHUNK * 32, np.uint32)
     found = _quantize_rows(
-        unit, _place(x, 2), _DTYPES[dtype], rows, parts, groups, *_how(recipe, packing, unit),
-        _place(blocks, 3), _place(scales, 3), scratch.ctypes.data,
+        unit, place(x, 2), _DTYPES[dtype], rows, parts, groups, *_how(recipe, packing, unit),
+        place(blocks, 3), place(scales, 3), scratch.ctypes.data,
     )  # fmt: skip
-    _raise(found, parts, groups)
+    raise_found(found, parts, groups)
 
 
 @inlined
@@ -272,11 +259,11 @@ def quantize_columns(x: Bits, dtype: str, recipe: Recipe, packing: Packing, bloc
     scratch = np.empty(2 * WIDE + 8 + 32 * 8, np.int64)
     start = scratch.ctypes.data
     found = _quantize_columns(
-        unit, _place(x, 1), _DTYPES[dtype], x.shape[1], parts, groups, *_how(recipe, packing, unit),
-        _place(blocks, 3), _place(scales, 3),
+        unit, place(x, 1), _DTYPES[dtype], x.shape[1], parts, groups, *_how(recipe, packing, unit),
+        place(blocks, 3), place(scales, 3),
         (start, start + 8 * WIDE, start + 16 * WIDE, start + 16 * WIDE + 64),
     )  # fmt: skip
-    _raise(found, parts, groups)
+    raise_found(found, parts, groups)
 
 
 @kernel
@@ -306,10 +293,10 @@ def dequantize_rows(blocks: U8, scales: U8, packing: Packing, out: Bits, out_dty
     """See `cpu.dequantize_rows`."""
     rows, parts, groups = scales.shape
     found = _dequantize_rows(
-        _UNITS[out_dtype], _place(blocks, 3), _place(scales, 3), int(packing is Packing.ggml), rows, parts, groups,
-        _place(out, 2), _TABLE.ctypes.data,
+        _UNITS[out_dtype], place(blocks, 3), place(scales, 3), int(packing is Packing.ggml), rows, parts, groups,
+        place(out, 2), _TABLE.ctypes.data,
     )  # fmt: skip
-    _raise(found, parts, groups)
+    raise_found(found, parts, groups)
 
 
 @kernel
@@ -357,11 +344,11 @@ def dequantize_columns(blocks: U8, scales: U8, packing: Packing, out: Bits, out_
     scratch = np.empty(2 * WIDE + 8, np.int64)
     start = scratch.ctypes.data
     found = _dequantize_columns(
-        _UNITS[out_dtype], _place(blocks, 3), _place(scales, 3), int(packing is Packing.ggml),
-        out.shape[1], parts, groups, _place(out, 1),
+        _UNITS[out_dtype], place(blocks, 3), place(scales, 3), int(packing is Packing.ggml),
+        out.shape[1], parts, groups, place(out, 1),
         (start, start + 8 * WIDE, start + 16 * WIDE), _TABLE.ctypes.data,
     )  # fmt: skip
-    _raise(found, parts, groups)
+    raise_found(found, parts, groups)
 
 
 @kernel
@@ -388,6 +375,6 @@ def repack(blocks: U8, scales: U8, packing: Packing, out_blocks: U8, out_scales:
     """See `cpu.repack`."""
     ggml, out_ggml = int(packing is Packing.ggml), int(out_packing is Packing.ggml)
     _repack(
-        _U8, _place(blocks, 3), _place(scales, 3), ggml, _place(out_blocks, 3), _place(out_scales, 3), out_ggml,
+        _U8, place(blocks, 3), place(scales, 3), ggml, place(out_blocks, 3), place(out_scales, 3), out_ggml,
         *scales.shape,
     )  # fmt: skip

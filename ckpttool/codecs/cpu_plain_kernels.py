@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckpttool.codecs import plain
-from ckpttool.codecs.cpu_exact import BF16, F16, F32, INF_BITS
-from ckpttool.codecs.cpu_jit import inlined, kernel
+from ckpttool.codecs.cpu_exact import BF16, F16, F32, INF_BITS, raise_found
+from ckpttool.codecs.cpu_jit import inlined, kernel, place
 from ckpttool.codecs.cpu_lanes import peek, poke, width
 from ckpttool.codecs.cpu_plain import (
     WIDTH,
@@ -25,7 +25,7 @@ from ckpttool.codecs.cpu_plain import (
     widen_f16,
 )
 from ckpttool.codecs.plain import BadValue
-from ckpttool.codecs.reference import U8, BadBlock
+from ckpttool.codecs.reference import U8
 
 Bits = NDArray[Any]
 Ints = tuple[int, ...]
@@ -37,10 +37,6 @@ _I64 = np.int64(0)
 _LOST: Final = 1 << 32
 SQUARE: Final = 256
 """Columns that are transposed before the next: a cache line of each row stays in the first-level cache."""
-
-
-def _place(x: NDArray[Any], axes: int) -> Ints:
-    return (x.ctypes.data, *x.strides[:axes])
 
 
 @inlined
@@ -117,7 +113,7 @@ def convert(x: Bits, dtype: str, out: Bits, out_dtype: str) -> int:
     scratch = np.zeros(3 * WIDTH, np.uint32)
     start = scratch.ctypes.data
     result = _convert(
-        _U8, _place(x, 2), _DTYPES[dtype], _place(out, 2), _DTYPES[out_dtype], *x.shape,
+        _U8, place(x, 2), _DTYPES[dtype], place(out, 2), _DTYPES[out_dtype], *x.shape,
         (start, start + 4 * WIDTH, start + 8 * WIDTH),
     )  # fmt: skip
     if result < 0:
@@ -145,19 +141,12 @@ def _quantize_q8_0(unit: Any, x: Ints, dtype: int, rows: int, parts: int, groups
     return -1
 
 
-def _raise(found: int, parts: int, groups: int) -> None:
-    if found >= 0:
-        index, kind = divmod(found, 8)
-        row, rest = divmod(index, parts * groups)
-        raise BadBlock(("nan", "inf", "overflow", "scale")[kind], (row, *divmod(rest, groups)))
-
-
 def quantize_q8_0(x: Bits, dtype: str, out: U8) -> None:
     """See `cpu.quantize_q8_0`."""
     rows, parts, groups, _ = out.shape
     scratch = np.empty(WIDTH, np.uint32)
-    found = _quantize_q8_0(_U8, _place(x, 2), _DTYPES[dtype], rows, parts, groups, _place(out, 3), scratch.ctypes.data)
-    _raise(found, parts, groups)
+    found = _quantize_q8_0(_U8, place(x, 2), _DTYPES[dtype], rows, parts, groups, place(out, 3), scratch.ctypes.data)
+    raise_found(found, parts, groups)
 
 
 @kernel
@@ -192,11 +181,11 @@ def dequantize_q8_0(blocks: U8, out: Bits, out_dtype: str) -> int:
     scratch = np.empty(WIDTH, np.uint32)
     result = int(
         _dequantize_q8_0(
-            _U8, _place(blocks, 3), rows, parts, groups, _place(out, 2), _DTYPES[out_dtype], scratch.ctypes.data
+            _U8, place(blocks, 3), rows, parts, groups, place(out, 2), _DTYPES[out_dtype], scratch.ctypes.data
         )
     )
     if result < 0:
-        _raise(-1 - result, parts, groups)
+        raise_found(-1 - result, parts, groups)
     return result
 
 
@@ -235,7 +224,7 @@ def _transposed(columns: Bits, rows: Bits, to_rows: int) -> None:
     addresses = np.empty(SQUARE, np.int64)
     unit = columns.dtype.type(0)
     parts, k = rows.shape[1:]
-    _transpose(unit, _place(columns, 1), _place(rows, 2), columns.shape[1], parts, k, to_rows, addresses.ctypes.data)
+    _transpose(unit, place(columns, 1), place(rows, 2), columns.shape[1], parts, k, to_rows, addresses.ctypes.data)
 
 
 def transpose_to_rows(x: Bits, out: Bits) -> None:

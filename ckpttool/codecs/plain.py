@@ -22,7 +22,7 @@ UINT: dict[str, np.dtype[Any]] = {
 INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
 
 
-class BadValue(ValueError):  # noqa: N818 - not a fault of the program: a value, named
+class BadValue(ValueError):
     """A finite value that the narrower type can only hold as Inf; `index` counts elements in row-major order."""
 
     def __init__(self, dtype: str, index: int) -> None:

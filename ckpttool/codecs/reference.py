@@ -30,7 +30,7 @@ _F32_INF = 0x7F800000
 _BUMP = {ScaleRule.floor: 0, ScaleRule.best: 0, ScaleRule.even: 0x200000}
 
 
-class BadBlock(ValueError):  # noqa: N818 - not a fault of the program: a block, named
+class BadBlock(ValueError):
     """A block that has no honest result.
 
     `kind` is `nan` or `inf` (a source value), `overflow` (a result that the target type cannot hold) or `scale` (the
