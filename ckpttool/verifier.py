@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,14 +75,24 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError("is no conversion.v1 receipt", file=str(path), field="schema", hint=hint)
     try:
         for row in receipt["files"]:
-            row["name"], row["nbytes"], row["crc32"], row["sha256"]
+            _check_row(row, {"name": str, "nbytes": int, "crc32": str})
+            if type(row["sha256"]) not in (str, type(None)):
+                raise TypeError("sha256")
             if Path(row["name"]).is_absolute() or ".." in Path(row["name"]).parts:
                 raise InputError("leaves the folder", file=path.name, field=f"files: {row['name']}")
         for t in receipt["tensors"]:
-            t["name"], t["file"], t["offset"], t["nbytes"], t["crc32"]
+            _check_row(t, {"name": str, "file": str, "offset": int, "nbytes": int, "crc32": str})
     except (KeyError, TypeError) as e:
-        raise InputError(f"lacks {e}", file=str(path), hint="the receipt is damaged") from e
+        text = f"lacks {e}, or says it otherwise"
+        raise InputError(text, file=str(path), hint="the receipt is damaged") from e
     return receipt
+
+
+def _check_row(row: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    """TypeError or KeyError, with the key's name, unless `row` has these keys; numbers are not negative."""
+    for key, kind in types.items():
+        if type(row[key]) is not kind or (kind is int and row[key] < 0):
+            raise TypeError(key)
 
 
 def _file_findings(
@@ -131,5 +140,5 @@ def _hashes(file: LocalFile, tensors: Sequence[Mapping[str, Any]], progress: Pro
 
 
 def receipt_nbytes(target: str | Path) -> int:
-    """Bytes of all files that the receipt of `target` names."""
-    return sum(row["nbytes"] for row in json.loads(find_receipt(Path(target)).read_text("utf-8"))["files"])
+    """Bytes of all files that the receipt of `target` names. InputError as `verify` raises it."""
+    return sum(row["nbytes"] for row in _read(find_receipt(Path(target)))["files"])
