@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def resharded(path: Path, cuts: tuple[int, ...], first: int, index: bool) -> Non
     edges = [0, *(len(names) * c // 100 for c in cuts), len(names)]
     last = len(cuts) + first
     weight_map = {}
-    for i, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+    for i, (start, stop) in enumerate(pairwise(edges)):
         file = f"model-{i + first:05d}-of-{last:05d}.safetensors"
         builders.save(path / file, {n: made[n] for n in names[start:stop]})
         weight_map |= dict.fromkeys(names[start:stop], file)

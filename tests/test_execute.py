@@ -399,7 +399,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_found_before_the_work(small: Path, full_disk: Path) -> None:
-    with pytest.raises(LocalIOError, match="needs .* more") as caught:
+    with pytest.raises(LocalIOError, match=r"needs .* more") as caught:
         ckpttool.convert(small, full_disk / "out", to="bf16")
     assert caught.value.exit_code == 4
     assert not any(full_disk.iterdir())

@@ -1,0 +1,88 @@
+"""The journal: what was added comes back; a torn or foreign one is not believed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from ckpttool.journal import Entry, Journal, read_entries
+
+ENTRIES = [Entry(3, (0, 0xFFFFFFFF), (0,)), Entry(0, (17,), (5, 0)), Entry(12, (1, 2, 3, 4), (0,))]
+
+
+def written(path: Path, entries: list[Entry], digest: str = "plan") -> Path:
+    journal = Journal(path, digest, [])
+    for entry in entries:
+        journal.add(entry)
+    journal.close()
+    return path
+
+
+def test_what_was_added_comes_back(tmp_path: Path) -> None:
+    path = written(tmp_path / "journal", ENTRIES)
+    assert read_entries(path, "plan") == ENTRIES
+    assert all(isinstance(json.loads(line), dict) for line in path.read_text().splitlines())
+
+
+def test_another_plan_or_none(tmp_path: Path) -> None:
+    path = written(tmp_path / "journal", ENTRIES)
+    assert read_entries(path, "another") is None
+    assert read_entries(tmp_path / "none", "plan") is None
+    for data in (b"", b"\n", b"{", b'{"plan": 5}\n', b'["plan"]\n', b"\xff\xfe\n", b'{"plan": "pla\n'):
+        path.write_bytes(data)
+        assert read_entries(path, "plan") is None
+
+
+def test_torn_at_every_byte(tmp_path: Path) -> None:
+    """Whole lines before the tear are kept; a last line is whole without its newline, for its bracket is there."""
+    path = written(tmp_path / "journal", ENTRIES)
+    data = path.read_bytes()
+    ends = [i for i, byte in enumerate(data) if byte == ord("\n")]
+    for n in range(len(data) + 1):
+        path.write_bytes(data[:n])
+        whole = sum(end <= n for end in ends)
+        assert read_entries(path, "plan") == (ENTRIES[: whole - 1] if whole else None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{}", "[]", "5", '{"slab": 1}', '{"slab": 1, "crcs": 5, "changed": [0]}', '{"slab": 1, "crcs": [], "changed": 0}'],
+)
+def test_a_line_of_another_shape_ends_the_journal(line: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "journal", ENTRIES[:1])
+    more = written(tmp_path / "more", ENTRIES[1:]).read_text().splitlines()[1:]
+    path.write_text(path.read_text() + "\n".join([line, *more]) + "\n")
+    assert read_entries(path, "plan") == ENTRIES[:1]
+
+
+def test_beginning_anew_keeps_what_is_believed_and_drops_the_rest(tmp_path: Path) -> None:
+    path = written(tmp_path / "journal", ENTRIES)
+    path.write_bytes(path.read_bytes()[:-4])
+    journal = Journal(path, "plan", ENTRIES[:2])
+    journal.add(ENTRIES[2])
+    journal.close()
+    assert read_entries(path, "plan") == ENTRIES
+    assert [p.name for p in tmp_path.iterdir()] == ["journal"]
+
+
+def test_lines_of_many_threads_stay_whole(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "plan", [])
+
+    def add(first: int) -> None:
+        for i in range(first, first + 200):
+            journal.add(Entry(i, (i, i + 1), (0,)))
+
+    threads = [threading.Thread(target=add, args=(1000 * n,)) for n in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    journal.close()
+    found = read_entries(tmp_path / "journal", "plan")
+    assert found is not None
+    assert len(found) == 1600
+    assert {e.slab for e in found} == {1000 * n + i for n in range(8) for i in range(200)}
+    assert all(e.crcs == (e.slab, e.slab + 1) for e in found)

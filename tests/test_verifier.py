@@ -1,0 +1,161 @@
+"""verify: a conversion that is as its receipt says passes, and one changed bit anywhere is found and named."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+from builders import Model, Sizes
+
+import ckpttool
+from ckpttool.errors import CkptError, InputError
+from ckpttool.verifier import find_receipt, receipt_nbytes
+
+MODEL = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "folder": ("out", {"to": "mxfp4"}),
+    "shards": ("out", {"to": "bf16", "max_shard_size": 12_000}),
+    "gguf": ("out.gguf", {}),
+    "split": ("out.gguf", {"max_shard_size": 20_000}),
+    "not read back": ("out", {"to": "mxfp4", "verify": False}),
+}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Any:
+    def make(kind: str) -> tuple[Path, dict[str, Any]]:
+        name, options = KINDS[kind]
+        source = builders.write(MODEL, tmp_path / "in", "hf")
+        ckpttool.convert(source, tmp_path / "made" / name, **options)
+        target = tmp_path / "made" / name
+        return target, json.loads(find_receipt(target).read_text())
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_made_passes(kind: str, made: Any) -> None:
+    target, receipt = made(kind)
+    report = ckpttool.verify(target)
+    assert (report.ok, report.findings) == (True, ())
+    assert report.tensors == len(receipt["tensors"])
+    assert report.files == len(receipt["files"])
+    assert report.nbytes == sum(f["nbytes"] for f in receipt["files"])
+    folder = target if target.is_dir() else target.parent
+    assert {f["name"] for f in receipt["files"]} | {find_receipt(target).name} == {p.name for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_flipped_bit_anywhere_is_found_and_named(kind: str, made: Any) -> None:
+    """In every file: its first and last byte, and one bit in each tensor and in what lies between them."""
+    target, receipt = made(kind)
+    folder, rng = find_receipt(target).parent, random.Random(0)
+    for row in receipt["files"]:
+        path = folder / row["name"]
+        data = path.read_bytes()
+        tensors = sorted((t for t in receipt["tensors"] if t["file"] == row["name"]), key=lambda t: t["offset"])
+        owner = {t["offset"] + rng.randrange(t["nbytes"]): t["name"] for t in tensors}
+        owner |= {t["offset"]: t["name"] for t in tensors}
+        owner |= {t["offset"] + t["nbytes"] - 1: t["name"] for t in tensors}
+        within = [(t["offset"], t["offset"] + t["nbytes"]) for t in tensors]
+        between = {0, 4, len(data) - 1, *(stop for _, stop in within), *(start - 1 for start, _ in within)}
+        for at in between:
+            if at < len(data) and not any(a <= at < b for a, b in within):
+                owner[at] = None
+        for at, name in owner.items():
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :])
+            report = ckpttool.verify(target)
+            assert not report.ok, (row["name"], at)
+            assert len(report.findings) == 1
+            assert row["name"] in report.findings[0]
+            if name:
+                assert name in report.findings[0]
+            elif tensors:
+                assert "outside the tensors" in report.findings[0]
+        path.write_bytes(data)
+    assert ckpttool.verify(target).ok
+
+
+def test_padding_between_tensors_is_covered(made: Any) -> None:
+    target, receipt = made("gguf")
+    ends = sorted((t["offset"], t["offset"] + t["nbytes"]) for t in receipt["tensors"])
+    gaps = [stop for (_, stop), (start, _) in pairwise(ends) if stop < start]
+    gaps += [ends[-1][1]] if ends[-1][1] < target.stat().st_size else []
+    assert gaps
+    data = bytearray(target.read_bytes())
+    data[gaps[0]] = 1
+    target.write_bytes(data)
+    assert ckpttool.verify(target).findings == (f"{target.name}: sha256 differs, outside the tensors",)
+
+
+def test_several_changed_tensors_are_all_named(made: Any) -> None:
+    target, receipt = made("folder")
+    path = target / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    changed = [t for i, t in enumerate(receipt["tensors"]) if i % 5 == 0]
+    for t in changed:
+        data[t["offset"] + t["nbytes"] // 2] ^= 0x80
+    path.write_bytes(data)
+    report = ckpttool.verify(target)
+    assert len(report.findings) == len(changed)
+    assert all(any(t["name"] in f for f in report.findings) for t in changed)
+
+
+def test_missing_longer_and_shorter_files(made: Any) -> None:
+    target, _ = made("shards")
+    shards = sorted(target.glob("model-*.safetensors"))
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes() + b"\0")
+    (target / "tokenizer.json").write_bytes((target / "tokenizer.json").read_bytes()[:-1])
+    findings = ckpttool.verify(target).findings
+    assert len(findings) == 3
+    assert any(f == f"{shards[0].name}: missing" for f in findings)
+    assert any(f.startswith(f"{shards[1].name}: ") and "bytes, the receipt says" in f for f in findings)
+    assert any(f.startswith("tokenizer.json: ") for f in findings)
+
+
+def test_the_receipt_is_found_from_any_of_its_names(made: Any) -> None:
+    target, _ = made("split")
+    receipt = target.with_name("out.gguf.receipt.json")
+    for name in (target, *sorted(target.parent.glob("out-*.gguf")), receipt, target.parent):
+        assert find_receipt(name) == receipt
+
+
+def test_no_receipt(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        ckpttool.verify(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="has no receipt"):
+        ckpttool.verify(tmp_path)
+
+
+@pytest.mark.parametrize("change", [
+    lambda r: r.update(schema="conversion.v2"), lambda r: r.update(schema=None), lambda r: r.pop("files"),
+    lambda r: r.pop("tensors"), lambda r: r["files"][0].pop("nbytes"), lambda r: r["tensors"][0].pop("crc32"),
+    lambda r: r["files"][0].update(name="../in/config.json"), lambda r: r.update(files=5),
+    lambda r: r["files"][0].update(nbytes="many"), lambda r: r["tensors"][0].update(offset=-1),
+    lambda r: r["tensors"][0].update(offset=10**12), lambda r: r["tensors"][0].update(nbytes=None),
+])  # fmt: skip
+def test_a_damaged_receipt_is_an_error_or_a_finding_never_a_crash(change: Any, made: Any) -> None:
+    target, receipt = made("folder")
+    change(receipt)
+    find_receipt(target).write_text(json.dumps(receipt))
+    try:
+        report = ckpttool.verify(target)
+    except CkptError as e:
+        assert e.exit_code == 3
+    else:
+        assert not report.ok
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": "conversion.v1"}'])
+def test_a_receipt_that_is_none(text: str, made: Any) -> None:
+    target, _ = made("folder")
+    find_receipt(target).write_text(text)
+    for function in (ckpttool.verify, receipt_nbytes):
+        with pytest.raises(InputError):
+            function(target)
