@@ -179,13 +179,22 @@ def dump(report: Document) -> str:
 
 
 def json_text(value: Mapping[str, Any], encoding: str = "utf-8") -> str:
-    """Indented JSON that `encoding` can write; what it cannot (a path that is not UTF-8, say) stands escaped."""
+    """Indented JSON that `encoding` can write; what it cannot stands escaped."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        return json.dumps(value, indent=1) + "\n"
+        return json.dumps(_whole(value), indent=1) + "\n"
     return text
+
+
+def _whole(value: Any) -> Any:
+    """`value` without the halves of surrogate pairs by which Python stands for a path's bytes that are not UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_whole(k): _whole(v) for k, v in value.items()}
+    return [_whole(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def error_document(error: BaseException) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def _read(path: Path) -> dict[str, Any]:
             if type(row["sha256"]) not in (str, type(None)):
                 raise TypeError("sha256")
             if Path(row["name"]).is_absolute() or ".." in Path(row["name"]).parts:
-                raise InputError("leaves the folder", file=path.name, field=f"files: {row['name']}")
+                field, hint = f"files: {row['name']}", "the receipt is damaged or hostile"
+                raise InputError("leaves the folder", file=path.name, field=field, hint=hint)
         for t in receipt["tensors"]:
             _check_row(t, {"name": str, "file": str, "offset": int, "nbytes": int, "crc32": str})
     except (KeyError, TypeError) as e:
