@@ -80,10 +80,13 @@ def execute(
         except (InputError, CheckFailed):
             shutil.rmtree(place.partial)  # the same source and options would fail the same way again
             raise
-        except (LocalIOError, OSError):
+        except (LocalIOError, OSError) as error:
             if not done:  # nothing to go on from: a full disk is not kept full
                 shutil.rmtree(place.partial)
-            raise
+            if isinstance(error, LocalIOError):
+                raise
+            where, hint = error.filename or place.partial, "make room; the same command goes on where this one stopped"
+            raise LocalIOError(error.strerror or str(error), file=str(where), hint=hint) from error
         _commit(place, overwrite)
         shutil.rmtree(place.partial)
     return conversion

@@ -6,6 +6,7 @@ believed on resume: the bytes that a line claims are read again and compared wit
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -69,8 +70,10 @@ class Journal:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
 
     def add(self, entry: Entry) -> None:
-        """Append one entry."""
-        os.write(self._fd, (_line(entry) + "\n").encode())
+        """Append one entry. OSError where the disk does not take all of it."""
+        line = (_line(entry) + "\n").encode()
+        if os.write(self._fd, line) != len(line):  # the rest of a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file."""
