@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ckpttool
-from ckpttool import cli, execute, journal, steps
+from ckpttool import cli, commit, execute, journal, steps
 from ckpttool.containers.source import LocalTarget
 
 RECEIPTS = ("ckpttool.receipt.json", ".receipt.json")
@@ -74,6 +74,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "sync": (execute, "_sync"),
     "receipt": (execute, "_write_durably"),
     "rename": (execute, "move_in"),
+    "exchange": (commit, "_exchange"),
 }
 
 
@@ -105,9 +106,12 @@ def resume(request: dict[str, Any], target: Path, **more: Any) -> dict[str, Any]
 
 
 def target_in(work: Path, request: dict[str, Any]) -> Path:
-    """A new folder with nothing in it, and the target's path there."""
+    """A new folder with nothing in it but an old target, if there shall be one, and the target's path there."""
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    if old := request.get("old"):
+        shutil.copytree(old, work)
+    else:
+        work.mkdir(parents=True)
     return work / request["target"]
 
 
