@@ -274,7 +274,7 @@ def _prepared(
     """All target files, preallocated, while the kernels are being loaded: the one waits for the disk, the other not."""
     with ThreadPoolExecutor(4) as pool:
         made = {f.name: pool.submit(_made, plan.place.staged / f.name, f, checks[f.name]) for f in plan.files}
-        cpu.backend()
+        cpu.load()
         for file in made.values():
             stack.callback(_close, file)
     return {name: file.result() for name, file in made.items()}

@@ -38,6 +38,7 @@ __all__ = [
     "dequantize_columns",
     "dequantize_q8_0",
     "dequantize_rows",
+    "load",
     "quantize_columns",
     "quantize_q8_0",
     "quantize_rows",
@@ -69,6 +70,11 @@ def _kernels() -> ModuleType:
 def backend() -> str:
     """`numba` or `numpy`: what the functions of this module run on."""
     return "numba" if _kernels().__name__.endswith("cpu_kernels") else "numpy"
+
+
+def load() -> None:
+    """Pay now, by a call on one number, for what a first call costs: numba's import and the set-up of its registries."""
+    convert(np.zeros(1, np.uint16), "BF16", np.empty(1, np.uint32), "F32")
 
 
 def _require(condition: bool, message: str) -> None:
