@@ -7,7 +7,7 @@ checkpoint, conversion refuses it, and either way the user sees the whole damage
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,9 +116,9 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) ->
     claims = _claims(dialect, weights)
     shapes = arch.shapes(sizes) if arch and sizes else {}
     extents: dict[str, tuple[Extent, ...]] = {}
-    if dialect and sizes:
+    if arch and dialect and sizes:
         seen = {_base(t.name) for t in stored}
-        problems += _misfits(dialect, sizes, shapes, weights, claims)
+        problems += _misfits(arch.is_expert, dialect, sizes, shapes, weights, claims)
         problems += _missing(dialect, sizes, seen, where)
         if not problems:
             extents = extents_of(weights, claims.values(), shapes)
@@ -341,13 +341,14 @@ def _claims(dialect: Dialect | None, weights: Sequence[Weight]) -> dict[str, Cla
 
 
 def _misfits(
+    is_expert: Callable[[str], bool],
     dialect: Dialect,
     sizes: Sizes,
     shapes: Mapping[str, PartShape],
     weights: Sequence[Weight],
     claims: Mapping[str, Claim],
 ) -> Iterable[CkptError]:
-    """Weights that are unknown, or of another shape than the sizes say."""
+    """Weights that are unknown, of a format that the dialect does not have, or of another shape than the sizes say."""
     expected = {c.name: c for c in dialect.expand(sizes)}
     said = "config.json says" if dialect.container == "safetensors" else "the key-values say"
     for w in weights:
@@ -360,7 +361,13 @@ def _misfits(
                 hint="every tensor must be known, or it would be lost; is it an adapter or another architecture?",
             )
             continue
-        shape = expected[w.name].join.stored_shape(shapes)
+        join = expected[w.name].join
+        if dialect.container == "safetensors" and is_expert(join.parts[0]) and w.codec.name not in dialect.experts:
+            text = f"is {w.codec.name}; experts of the {dialect.name} dialect are {' or '.join(dialect.experts)}"
+            hint = "take the checkpoint that it was made from: BF16 or MXFP4"
+            yield InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
+            continue
+        shape = join.stored_shape(shapes)
         if _squeezed(w.shape) != _squeezed(shape):
             yield _misshaped(w, shape, said)
 

@@ -119,6 +119,8 @@ def _against(shape: PartShape, have: Codec, codec: Codec) -> tuple[str, str] | N
     if shape.row_length % codec.format.block:
         text = f"rows of {shape.row_length} elements do not divide into {codec.name} blocks of {codec.format.block}"
         return text, "keep this weight in BF16: --to bf16, or --experts bf16 for a GGUF"
+    if not have.readable and have != codec:
+        return f"is {have.name}, which cannot be decoded", "take the checkpoint that it was made from: BF16 or MXFP4"
     if kind_of(have, codec) is None:
         hint = f"convert with --to bf16 first, and make {codec.name} of that if you must"
         return f"is {have.name}; to quantize it again, to {codec.name}, would lose more than either does alone", hint

@@ -44,11 +44,16 @@ class Fidelity(StrEnum):
 
 
 def kind_of(source: Codec, target: Codec) -> tuple[Kind, Fidelity] | None:
-    """What leads from one codec to the other and what it promises; None where nothing may (requantizing)."""
+    """What leads from one codec to the other and what it promises; None where nothing may.
+
+    That is: quantizing what is quantized already, and reading a format that nobody here can decode.
+    """
     if source == target:
         return Kind.copy, Fidelity.bytes
     if source.format == target.format:
         return Kind.repack, Fidelity.bytes
+    if not source.readable:
+        return None
     if target.is_plain:
         held = target.name in HOLDS.get(source.name, ("F32",))
         fidelity = Fidelity.values if held else Fidelity.lossy

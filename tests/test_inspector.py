@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import numpy as np
 import pytest
 from builders import Model, Sizes
 from commandline import run
 
 import ckpttool
 from ckpttool.archs import arches
+from ckpttool.codecs.formats import ggml_codec
+from ckpttool.containers.ggml_types import GGML_TYPES
 from ckpttool.reports import Inspection, WeightReport
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny-gpt-oss"
@@ -213,3 +216,19 @@ def test_the_tables_agree_with_the_builders() -> None:
         stored = {n for n in builders.tensors(MODEL, name) if not n.endswith(("_scales", "_weight.scales"))}
         assert ours == {n.removesuffix("_blocks").removesuffix(".blocks") for n in stored}
         assert len(pairs) == (22 if name in ("hf", "openai") else 0)
+
+
+def test_formats_that_are_readable_are_those_that_the_gguf_package_decodes() -> None:
+    """But for NVFP4, whose second scale lies in a tensor of its own."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    def decodes(name: str, nbytes: int) -> bool:
+        try:
+            dequantize(np.zeros((1, nbytes), np.uint8), GGMLQuantizationType[name])
+        except (NotImplementedError, KeyError):
+            return False
+        return True
+
+    found = {t.name for t in GGML_TYPES.values() if decodes(t.name, t.nbytes)}
+    assert found - {"NVFP4"} == {name for name in GGML_TYPES if ggml_codec(name).readable}

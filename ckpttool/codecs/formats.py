@@ -91,6 +91,11 @@ class Codec:
         """Whether elements stand alone: F32, F16, BF16."""
         return self.packing is Packing.flat
 
+    @property
+    def readable(self) -> bool:
+        """Whether its values can be decoded, by our kernels or by the gguf package."""
+        return self.name in READABLE
+
     def row_nbytes(self, k: int) -> tuple[int, ...]:
         """Bytes of a row of `k` elements in each stored tensor; `k` must be a whole number of blocks."""
         blocks, rest = divmod(k, self.format.block)
@@ -115,6 +120,13 @@ Q8_0_GGML = Codec(Q8_0, Packing.ggml, (34,))
 
 PLAIN = {c.name: c for c in (F32_FLAT, F16_FLAT, BF16_FLAT)}
 WRITABLE_GGML = PLAIN | {c.name: c for c in (MXFP4_GGML, Q8_0_GGML)}
+
+
+READABLE = frozenset(WRITABLE_GGML) | {
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS",
+    "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
+}  # fmt: skip
+"""Formats whose values can be decoded: ours, and those that every supported gguf package decodes (a test asks it)."""
 
 
 def ggml_codec(type_name: str) -> Codec:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import ml_dtypes
 import numpy as np
 import pytest
 from builders import Model, Sizes, Tensor, Tensors
@@ -230,6 +231,36 @@ CASES: dict[str, Case] = {
         options=("--to", "mxfp4"),
         change=narrow,
         config={"intermediate_size": 80},
+    ),
+    # Formats
+    "weights of F64": hf(
+        f"model.safetensors: {NORM}: is F64, which cannot be decoded; take the checkpoint that it was made from",
+        change=lambda t: t.update({NORM: Tensor("F64", np.ones(64))}),
+    ),
+    "weights of whole numbers": hf(
+        "lm_head.weight: is I32, which cannot be decoded",
+        change=lambda t: t.update({"lm_head.weight": Tensor("I32", np.ones((400, 64), np.int32))}),
+        options=("--to", "gguf"),
+    ),
+    "experts of FP8": hf(
+        f"{EXPERTS}gate_up_proj: is F8_E4M3; experts of the hf-bf16 dialect are BF16 or F16 or F32",
+        dialect="hf-bf16",
+        options=("--to", "mxfp4"),
+        change=lambda t: t.update(
+            {f"{EXPERTS}gate_up_proj": Tensor("F8_E4M3", np.ones((3, 64, 192), ml_dtypes.float8_e4m3fn))}
+        ),
+    ),
+    "experts of FP8 alone": hf(
+        "down_proj and 3 more (--json lists them): is F8_E4M3; experts of the hf dialect are MXFP4",
+        dialect="hf-bf16",
+        options=("--to", "mxfp4"),
+        change=lambda t: t.update(
+            {
+                name: Tensor("F8_E4M3", np.ones(t[name].array.shape, ml_dtypes.float8_e4m3fn))
+                for name in list(t)
+                if name.endswith("_proj")
+            }
+        ),
     ),
     # Pairs
     "blocks without scales": hf(f"{EXPERTS}down_proj_blocks: has no scales", change=drop(f"{EXPERTS}down_proj_scales")),
