@@ -7,11 +7,12 @@ checkpoint, conversion refuses it, and either way the user sees the whole damage
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckpttool import damage
 from ckpttool.archs import Arch, Claim, Dialect, Sizes, arch_named, arches
 from ckpttool.archs.joins import Extent, PartShape
 from ckpttool.archs.json_files import read_object
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ckpttool.partview import PartView
 
 CONFIG = "config.json"
-PAIRS = (("_blocks", "_scales"), (".blocks", ".scales"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +103,29 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) ->
     config, problems = _config(beside) if located.container == "safetensors" else (None, [])
     declared = _declared(located.container, metadata, config)
     stored = [t for h in headers for t in _ordered(h.tensors, located.container)]
-    problems += [*_against_index(stored, located), *_doubled(stored), *_against_split(headers, files)]
+    problems += [*damage.against_index(stored, located), *damage.doubled(stored)]
+    problems += damage.against_split(headers, [f.name for f in files])
     weights, more = _weights(stored, located.container)
     problems += more
     arch, dialect = _dialect(declared, located.container, weights)
     where = located.index_name or files[0].name
     sizes, more = _sizes(arch, dialect, metadata, config, where)
     if dialect and sizes and not more:
-        more = _absurd(dialect, sizes, len(weights), where if metadata else CONFIG)
+        more = damage.absurd(dialect, sizes, len(weights), where if metadata else CONFIG)
         sizes = None if more else sizes
     problems += more
     claims = _claims(dialect, weights)
     shapes = arch.shapes(sizes) if arch and sizes else {}
     extents: dict[str, tuple[Extent, ...]] = {}
     if arch and dialect and sizes:
-        seen = {_base(t.name) for t in stored}
-        problems += _misfits(arch.is_expert, dialect, sizes, shapes, weights, claims)
-        problems += _missing(dialect, sizes, seen, where)
+        seen = {damage.base(t.name) for t in stored}
+        problems += damage.misfits(arch.is_expert, dialect, sizes, shapes, weights, claims)
+        problems += damage.missing(dialect, sizes, seen, where)
         if not problems:
             extents = extents_of(weights, claims.values(), shapes)
     return Checkpoint(
         Path(path), located.root, located.container, files, tuple(weights), metadata, config, beside, arch, dialect,
-        sizes, claims, shapes, extents, tuple(problems), (*located.notes, *_notes(located, weights)),
+        sizes, claims, shapes, extents, tuple(problems), (*located.notes, *damage.notes(located, weights)),
         {f.name: f.path for f in files},
     )  # fmt: skip
 
@@ -151,50 +152,6 @@ def _ordered(tensors: Sequence[StoredTensor], container: str) -> Iterable[Stored
     return sorted(tensors, key=lambda t: t.name) if container == "safetensors" else tensors
 
 
-def _against_index(stored: Sequence[StoredTensor], located: Located) -> Iterable[CkptError]:
-    if located.weight_map is None:
-        return
-    name = located.index_name
-    hint = "the index belongs to other files; write it anew or download the folder again"
-    have = {t.name: t.file for t in stored}
-    for tensor, file in located.weight_map.items():
-        if tensor not in have:
-            yield InputError(f"says {file}, whose header lacks it", file=name, field=f"weight_map[{tensor}]", hint=hint)
-        elif have[tensor] != file:
-            yield InputError(f"says {file}, but {have[tensor]} holds it", file=name, field=tensor, hint=hint)
-    for tensor in sorted(have.keys() - located.weight_map.keys()):
-        yield InputError(f"in {have[tensor]}, but not in the index", file=name, field=tensor, hint=hint)
-
-
-def _notes(located: Located, weights: Sequence[Weight]) -> Iterable[str]:
-    nbytes = sum(w.nbytes for w in weights)
-    if located.total_size not in (None, nbytes):
-        yield f"{located.index_name} says total_size {located.total_size}, the tensors have {nbytes} bytes"
-
-
-def _against_split(headers: Sequence[Any], files: Sequence[SourceFile]) -> Iterable[CkptError]:
-    """A GGUF split set must be whole and in order; `split.count` 0 is what merging leaves behind."""
-    for i, (header, file) in enumerate(zip(headers, files, strict=True)):
-        metadata = getattr(header, "metadata", {})
-        count, no = (getattr(metadata.get(key), "value", None) for key in ("split.count", "split.no"))
-        if not isinstance(count, int) or count < 2:
-            continue
-        if count != len(files):
-            hint = "keep the set together under its own names, name-00001-of-NNNNN.gguf, and give the first"
-            yield InputError(
-                f"is one of {count}, but {len(files)} found", file=file.name, field="split.count", hint=hint
-            )
-        elif no != i:
-            yield InputError(f"is {no}, in place {i}", file=file.name, field="split.no", hint="files were renamed")
-
-
-def _doubled(stored: Sequence[StoredTensor]) -> Iterable[CkptError]:
-    seen: dict[str, StoredTensor] = {}
-    for t in stored:
-        if (first := seen.setdefault(t.name, t)) is not t:
-            yield InputError(f"also in {first.file}", file=t.file, field=t.name, hint="each tensor may be stored once")
-
-
 def _weights(stored: Sequence[StoredTensor], container: str) -> tuple[list[Weight], list[CkptError]]:
     if container == "gguf":
         return [Weight(t.name, ggml_codec(t.dtype), t.shape, (t,)) for t in stored], []
@@ -202,7 +159,7 @@ def _weights(stored: Sequence[StoredTensor], container: str) -> tuple[list[Weigh
     weights: list[Weight] = []
     problems: list[CkptError] = []
     for t in stored:
-        for codes, scales in PAIRS:
+        for codes, scales in damage.PAIRS:
             if t.name.endswith(codes):
                 base = t.name.removesuffix(codes)
                 pair = _paired(base, t, by_name.get(base + scales), problems)
@@ -323,82 +280,10 @@ def _sizes(
     return (None if bad else found), bad
 
 
-def _absurd(dialect: Dialect, sizes: Sizes, count: int, where: str) -> list[CkptError]:
-    """More layers or experts than there are tensors: said at once, rather than by naming each that is missing."""
-    letters = {"L": "layers"} | ({"E": "experts"} if any("{e}" in row for row in dialect.rows) else {})
-    hint = "sizes and weights are of different models"
-    return [
-        InputError(f"says {sizes[x]} {word}, but there are {count} tensors in all", file=where, hint=hint)
-        for x, word in letters.items()
-        if sizes[x] > count
-    ]
-
-
 def _claims(dialect: Dialect | None, weights: Sequence[Weight]) -> dict[str, Claim]:
     if dialect is None:
         return {}
     return {w.name: c for w in weights if (c := dialect.claim(w.name))}
-
-
-def _misfits(
-    is_expert: Callable[[str], bool],
-    dialect: Dialect,
-    sizes: Sizes,
-    shapes: Mapping[str, PartShape],
-    weights: Sequence[Weight],
-    claims: Mapping[str, Claim],
-) -> Iterable[CkptError]:
-    """Weights that are unknown, of a format that the dialect does not have, or of another shape than the sizes say."""
-    expected = {c.name: c for c in dialect.expand(sizes)}
-    said = "config.json says" if dialect.container == "safetensors" else "the key-values say"
-    for w in weights:
-        if w.name not in expected:
-            layer = "" if w.name not in claims else f"; {said} {sizes['L']} layers, {sizes['E']} experts"
-            yield InputError(
-                f"not a name of the {dialect.name} dialect{layer}",
-                file=w.stored[0].file,
-                field=w.name,
-                hint="every tensor must be known, or it would be lost; is it an adapter or another architecture?",
-            )
-            continue
-        join = expected[w.name].join
-        if dialect.container == "safetensors" and is_expert(join.parts[0]) and w.codec.name not in dialect.experts:
-            text = f"is {w.codec.name}; experts of the {dialect.name} dialect are {' or '.join(dialect.experts)}"
-            hint = "take the checkpoint that it was made from: BF16 or MXFP4"
-            yield InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
-            continue
-        shape = join.stored_shape(shapes)
-        if _squeezed(w.shape) != _squeezed(shape):
-            yield _misshaped(w, shape, said)
-
-
-def _missing(dialect: Dialect, sizes: Sizes, seen: Set[str], where: str) -> Iterable[CkptError]:
-    """Weights of which nothing is `seen`; one that lacks its other half has been reported."""
-    hint = f"it is no whole checkpoint, or not one of {sizes['L']} layers and {sizes['E']} experts"
-    for claim in dialect.expand(sizes):
-        if claim.name not in seen:
-            yield InputError("is missing", file=where, field=claim.name, hint=hint)
-
-
-def _base(name: str) -> str:
-    """A stored tensor's weight: its name without what marks codes or scales."""
-    ends = (end for pair in PAIRS for end in pair if name.endswith(end))
-    return name.removesuffix(next(ends, ""))
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without axes of length 1, which ggml's C writer drops."""
-    return tuple(n for n in shape if n != 1)
-
-
-def _misshaped(w: Weight, shape: tuple[int, ...], said: str) -> CkptError:
-    text = f"has shape {list(w.shape)}, but {said} {list(shape)}"
-    swapped = (*w.shape[:-2], *reversed(w.shape[-2:]))
-    if len(shape) == 3 and swapped == shape:
-        hint = "the experts look un-transposed: HF BF16 experts are [experts, in, out]; transpose the last two axes"
-    else:
-        hint = "sizes and weights are of different models"
-    return InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
 
 
 def extents_of(

@@ -1,0 +1,133 @@
+"""What a checkpoint's headers, its index and its sizes contradict: every damage found, none of it raised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any
+
+from ckpttool.archs import Claim, Dialect, Sizes
+from ckpttool.archs.joins import PartShape
+from ckpttool.errors import CkptError, InputError
+from ckpttool.locate import Located
+from ckpttool.tensors import StoredTensor, Weight
+
+PAIRS = (("_blocks", "_scales"), (".blocks", ".scales"))
+"""What codes' and scales' names end in, in every dialect that has them in two tensors."""
+
+
+def against_index(stored: Sequence[StoredTensor], located: Located) -> Iterable[CkptError]:
+    """Tensors that the index says and no header has, or the other way round."""
+    if located.weight_map is None:
+        return
+    name = located.index_name
+    hint = "the index belongs to other files; write it anew or download the folder again"
+    have = {t.name: t.file for t in stored}
+    for tensor, file in located.weight_map.items():
+        if tensor not in have:
+            yield InputError(f"says {file}, whose header lacks it", file=name, field=f"weight_map[{tensor}]", hint=hint)
+        elif have[tensor] != file:
+            yield InputError(f"says {file}, but {have[tensor]} holds it", file=name, field=tensor, hint=hint)
+    for tensor in sorted(have.keys() - located.weight_map.keys()):
+        yield InputError(f"in {have[tensor]}, but not in the index", file=name, field=tensor, hint=hint)
+
+
+def notes(located: Located, weights: Sequence[Weight]) -> Iterable[str]:
+    """What is odd and harms nothing: an index whose total is not the tensors'."""
+    nbytes = sum(w.nbytes for w in weights)
+    if located.total_size not in (None, nbytes):
+        yield f"{located.index_name} says total_size {located.total_size}, the tensors have {nbytes} bytes"
+
+
+def against_split(headers: Sequence[Any], files: Sequence[str]) -> Iterable[CkptError]:
+    """A GGUF split set must be whole and in order; `split.count` 0 is what merging leaves behind."""
+    for i, (header, file) in enumerate(zip(headers, files, strict=True)):
+        metadata = getattr(header, "metadata", {})
+        count, no = (getattr(metadata.get(key), "value", None) for key in ("split.count", "split.no"))
+        if not isinstance(count, int) or count < 2:
+            continue
+        if count != len(files):
+            hint = "keep the set together under its own names, name-00001-of-NNNNN.gguf, and give the first"
+            yield InputError(f"is one of {count}, but {len(files)} found", file=file, field="split.count", hint=hint)
+        elif no != i:
+            hint = "the files were renamed; give them their own names back"
+            yield InputError(f"is {no}, in place {i}", file=file, field="split.no", hint=hint)
+
+
+def doubled(stored: Sequence[StoredTensor]) -> Iterable[CkptError]:
+    """Tensors that two files hold."""
+    seen: dict[str, StoredTensor] = {}
+    for t in stored:
+        if (first := seen.setdefault(t.name, t)) is not t:
+            yield InputError(f"also in {first.file}", file=t.file, field=t.name, hint="each tensor may be stored once")
+
+
+def absurd(dialect: Dialect, sizes: Sizes, count: int, where: str) -> list[CkptError]:
+    """More layers or experts than there are tensors: said at once, rather than by naming each that is missing."""
+    letters = {"L": "layers"} | ({"E": "experts"} if any("{e}" in row for row in dialect.rows) else {})
+    hint = "sizes and weights are of different models"
+    return [
+        InputError(f"says {sizes[x]} {word}, but there are {count} tensors in all", file=where, hint=hint)
+        for x, word in letters.items()
+        if sizes[x] > count
+    ]
+
+
+def misfits(
+    is_expert: Callable[[str], bool],
+    dialect: Dialect,
+    sizes: Sizes,
+    shapes: Mapping[str, PartShape],
+    weights: Sequence[Weight],
+    claims: Mapping[str, Claim],
+) -> Iterable[CkptError]:
+    """Weights that are unknown, of a format that the dialect does not have, or of another shape than the sizes say."""
+    expected = {c.name: c for c in dialect.expand(sizes)}
+    said = "config.json says" if dialect.container == "safetensors" else "the key-values say"
+    for w in weights:
+        if w.name not in expected:
+            layer = "" if w.name not in claims else f"; {said} {sizes['L']} layers, {sizes['E']} experts"
+            yield InputError(
+                f"not a name of the {dialect.name} dialect{layer}",
+                file=w.stored[0].file,
+                field=w.name,
+                hint="every tensor must be known, or it would be lost; is it an adapter or another architecture?",
+            )
+            continue
+        join = expected[w.name].join
+        if dialect.container == "safetensors" and is_expert(join.parts[0]) and w.codec.name not in dialect.experts:
+            text = f"is {w.codec.name}; experts of the {dialect.name} dialect are {' or '.join(dialect.experts)}"
+            hint = "take the checkpoint that it was made from: BF16 or MXFP4"
+            yield InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
+            continue
+        shape = join.stored_shape(shapes)
+        if _squeezed(w.shape) != _squeezed(shape):
+            yield _misshaped(w, shape, said)
+
+
+def _misshaped(w: Weight, shape: tuple[int, ...], said: str) -> CkptError:
+    text = f"has shape {list(w.shape)}, but {said} {list(shape)}"
+    swapped = (*w.shape[:-2], *reversed(w.shape[-2:]))
+    if len(shape) == 3 and swapped == shape:
+        hint = "the experts look un-transposed: HF BF16 experts are [experts, in, out]; transpose the last two axes"
+    else:
+        hint = "sizes and weights are of different models"
+    return InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without axes of length 1, which ggml's C writer drops."""
+    return tuple(n for n in shape if n != 1)
+
+
+def missing(dialect: Dialect, sizes: Sizes, seen: Set[str], where: str) -> Iterable[CkptError]:
+    """Weights of which nothing is `seen`; one that lacks its other half has been reported."""
+    hint = f"it is no whole checkpoint, or not one of {sizes['L']} layers and {sizes['E']} experts"
+    for claim in dialect.expand(sizes):
+        if claim.name not in seen:
+            yield InputError("is missing", file=where, field=claim.name, hint=hint)
+
+
+def base(name: str) -> str:
+    """A stored tensor's weight: its name without what marks codes or scales."""
+    ends = (end for pair in PAIRS for end in pair if name.endswith(end))
+    return name.removesuffix(next(ends, ""))
