@@ -11,14 +11,32 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ckpttool import __version__
+from ckpttool.codecs.formats import RECIPES, ScaleRule, TieRule
 from ckpttool.target import LEGAL
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RECIPES = "best, ocp, even, rceil, transformers, modelopt, llama.cpp"
 EXITS = "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 local I/O, 5 network, 6 a limit, 70 a bug."
+
+
+class Words(click.ParamType):
+    """Words that the shell completes. Which are legal together is for `target` to say: it names the legal choice."""
+
+    name = "word"
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """`{a,b,c}`."""
+        return f"{{{','.join(self._words)}}}"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The words that begin so."""
+        return [CompletionItem(w) for w in self._words if w.startswith(incomplete)]
 
 
 def _legal_table() -> str:
@@ -71,35 +89,39 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command(epilog=CONVERT_EPILOG)
-@click.argument("source")
-@click.argument("target")
-@click.option("--to", metavar="{bf16,mxfp4,openai,gguf}", help="What to write; x.gguf as TARGET says gguf.")
+@click.argument("source", type=click.Path())
+@click.argument("target", type=click.Path())
+@click.option("--to", type=Words(*LEGAL), help="What to write; x.gguf as TARGET says gguf.")
 @click.option(
     "--experts",
-    metavar="{auto,keep,mxfp4,bf16,f16,f32,q8_0}",
+    type=Words(*LEGAL["gguf"]["experts"]),
     help="The experts' format. auto: what --to says; for gguf MXFP4 is repacked, the rest follows --outtype.",
 )
 @click.option(
     "--outtype",
-    metavar="{auto,bf16,f16,f32,q8_0,mxfp4_moe}",
+    type=Words(*LEGAL["gguf"]["outtype"]),
     help="GGUF: as llama.cpp's converter means it; mxfp4_moe: experts MXFP4, the rest Q8_0.",
 )
-@click.option("--dtype", metavar="{bf16,f32}", help="HF targets: the weights that are no experts. Default bf16.")
-@click.option("--recipe", default="best", show_default=True, help=f"How MXFP4 is made: {RECIPES}.")
-@click.option("--scale-rule", metavar="{floor,even,rceil,best}", help="Replace the recipe's scale rule.")
-@click.option("--ties", metavar="{even,away,zero}", help="Replace the recipe's tie rule.")
+@click.option(
+    "--dtype", type=Words(*LEGAL["bf16"]["dtype"]), help="HF targets: the weights that are no experts. Default bf16."
+)
+@click.option("--recipe", type=Words(*RECIPES), default="best", show_default=True, help="How MXFP4 is made.")
+@click.option("--scale-rule", type=Words(*ScaleRule), help="Replace the recipe's scale rule.")
+@click.option("--ties", type=Words(*TieRule), help="Replace the recipe's tie rule.")
 @click.option("--lossless", is_flag=True, help="Stop rather than lose a value.")
 @click.option(
     "--device",
+    type=Words("auto", "cpu", "cuda", "cuda:N"),
     default="auto",
     show_default=True,
-    metavar="{auto,cpu,cuda,cuda:N}",
     help="Where to compute; this version: cpu.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Threads. Default: one for each core.")
 @click.option("--max-memory", default="512MB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @click.option("--max-shard-size", metavar="SIZE", help="Default: 5GB for safetensors; a GGUF is one file.")
-@click.option("--reference", metavar="DIR", help="Take missing config, tokenizer, template, licence from DIR.")
+@click.option(
+    "--reference", type=click.Path(), metavar="DIR", help="Take missing config, tokenizer, template, licence from DIR."
+)
 @click.option("--model-name", metavar="NAME", help="GGUF: general.name and the names derived from it.")
 @click.option("--dry-run", is_flag=True, help="Print the exact plan and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace TARGET once the new one is complete.")
@@ -136,7 +158,7 @@ def convert(
 
 
 @cli.command(epilog=EXITS)
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @_shared
 def inspect(source: str, as_json: bool, debug: bool) -> None:
     """Show what the checkpoint SOURCE holds: format, packing and shape of every weight, and the totals."""
@@ -146,7 +168,7 @@ def inspect(source: str, as_json: bool, debug: bool) -> None:
 
 
 @cli.command(epilog=EXITS)
-@click.argument("target")
+@click.argument("target", type=click.Path())
 @_shared
 def verify(target: str, as_json: bool, debug: bool) -> None:
     """Hold a finished conversion TARGET against its receipt: sha256 of every file, CRC-32 of every tensor."""
