@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from ckpttool import __version__
 from ckpttool.codecs.formats import RECIPES, ScaleRule, TieRule
@@ -22,21 +21,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXITS = "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 local I/O, 5 network, 6 a limit, 70 a bug."
 
 
-class Words(click.ParamType):
+def _words(*words: str) -> dict[str, Any]:
     """Words that the shell completes. Which are legal together is for `target` to say: it names the legal choice."""
 
-    name = "word"
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        return [w for w in words if w.startswith(incomplete)]
 
-    def __init__(self, *words: str) -> None:
-        self._words = words
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """`{a,b,c}`."""
-        return f"{{{','.join(self._words)}}}"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The words that begin so."""
-        return [CompletionItem(w) for w in self._words if w.startswith(incomplete)]
+    return {"metavar": f"{{{','.join(words)}}}", "shell_complete": complete}
 
 
 def _legal_table() -> str:
@@ -91,27 +82,27 @@ def cli(context: click.Context) -> None:
 @cli.command(epilog=CONVERT_EPILOG)
 @click.argument("source", type=click.Path())
 @click.argument("target", type=click.Path())
-@click.option("--to", type=Words(*LEGAL), help="What to write; x.gguf as TARGET says gguf.")
+@click.option("--to", **_words(*LEGAL), help="What to write; x.gguf as TARGET says gguf.")
 @click.option(
     "--experts",
-    type=Words(*LEGAL["gguf"]["experts"]),
+    **_words(*LEGAL["gguf"]["experts"]),
     help="The experts' format. auto: what --to says; for gguf MXFP4 is repacked, the rest follows --outtype.",
 )
 @click.option(
     "--outtype",
-    type=Words(*LEGAL["gguf"]["outtype"]),
+    **_words(*LEGAL["gguf"]["outtype"]),
     help="GGUF: as llama.cpp's converter means it; mxfp4_moe: experts MXFP4, the rest Q8_0.",
 )
 @click.option(
-    "--dtype", type=Words(*LEGAL["bf16"]["dtype"]), help="HF targets: the weights that are no experts. Default bf16."
+    "--dtype", **_words(*LEGAL["bf16"]["dtype"]), help="HF targets: the weights that are no experts. Default bf16."
 )
-@click.option("--recipe", type=Words(*RECIPES), default="best", show_default=True, help="How MXFP4 is made.")
-@click.option("--scale-rule", type=Words(*ScaleRule), help="Replace the recipe's scale rule.")
-@click.option("--ties", type=Words(*TieRule), help="Replace the recipe's tie rule.")
+@click.option("--recipe", **_words(*RECIPES), default="best", show_default=True, help="How MXFP4 is made.")
+@click.option("--scale-rule", **_words(*ScaleRule), help="Replace the recipe's scale rule.")
+@click.option("--ties", **_words(*TieRule), help="Replace the recipe's tie rule.")
 @click.option("--lossless", is_flag=True, help="Stop rather than lose a value.")
 @click.option(
     "--device",
-    type=Words("auto", "cpu", "cuda", "cuda:N"),
+    **_words("auto", "cpu", "cuda", "cuda:N"),
     default="auto",
     show_default=True,
     help="Where to compute; this version: cpu.",
