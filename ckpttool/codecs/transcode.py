@@ -172,12 +172,12 @@ def _decode_part(source: Operand, target: Operand) -> int:
         return _convert(source.elements, a, target.elements, b)
     if a.format == Q8_0:
         return cpu.dequantize_q8_0(source.structs, target.elements, b.name)
-    wide = target.elements if b == F32_FLAT else np.empty(target.elements.shape, np.uint32)
-    if a.format == MXFP4:
-        cpu.dequantize_rows(*source.blocks_and_scales, a.packing, wide, "F32")
-    else:
-        wide[...] = _dequantize_other(source.fields[0], a).view(np.uint32)
-    return 0 if b == F32_FLAT else _convert(wide, F32_FLAT, target.elements, b)
+    if a.format != MXFP4:
+        values = _dequantize_other(source.fields[0], a).view(np.uint32)
+        return _convert(values, F32_FLAT, target.elements, b)
+    wide = np.empty(target.elements.shape, np.uint32)
+    cpu.dequantize_rows(*source.blocks_and_scales, a.packing, wide, "F32")
+    return _convert(wide, F32_FLAT, target.elements, b)
 
 
 def _dequantize_other(rows: Bytes, codec: Codec) -> npt.NDArray[np.float32]:
