@@ -491,20 +491,28 @@ def test_a_limit_on_file_sizes_leaves_no_wreck(kind: str, request_for: Any) -> N
 # --- memory ---
 
 
-@pytest.mark.parametrize(("source", "options"), [("hf", {"to": "bf16"}), ("hf-bf16", {"to": "mxfp4"})])
-def test_memory_stays_within_its_bound(source: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """64 MB are allowed above a process that has loaded the kernels; source and target are 190 MB together."""
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a peak that begins anew")
+@pytest.mark.parametrize(("source", "options"), [
+    ("hf", {"to": "bf16"}), ("hf-bf16", {"to": "mxfp4"}), ("hf", {"to": "gguf", "experts": "f16"}),
+    ("gguf", {"to": "bf16"}),
+], ids=["hf to bf16", "hf-bf16 to mxfp4", "hf to an F16 GGUF", "gguf to bf16"])  # fmt: skip
+def test_memory_stays_within_its_bound(source: str, options: dict[str, Any], tmp_path: Path, work: Path) -> None:
+    """64 MB are allowed above a process that has loaded the kernels; source and target are more than twice that."""
     sizes = Sizes(layers=4, experts=16, hidden=512, intermediate=768)
-    small = builders.write(SMALL, tmp_path / "small", source)
-    large = builders.write(Model(sizes), tmp_path / "large", source)
+    made = {}
+    for name, model in (("small", SMALL), ("large", Model(sizes))):
+        if source == "gguf":
+            made[name] = builders.write_gguf(model, tmp_path / f"{name}.gguf")
+        else:
+            made[name] = builders.write(model, tmp_path / name, source)
+    target = "out.gguf" if options["to"] == "gguf" else "out"
     asked = {**options, "max_memory": 64_000_000, "workers": 2}
-    request = {"source": large, "small": small, "target": "out", "options": asked, "work": tmp_path / "work"}
-    (tmp_path / "work").mkdir()
-    found = run("peak", request)
-    on_disk = sum(p.stat().st_size for f in (large, tmp_path / "work" / "out") for p in f.iterdir())
-    assert on_disk > 180_000_000
+    work.mkdir()
+    found = run("peak", {**made, "source": made["large"], "target": target, "options": asked, "work": work})
+    files = [p for f in (made["large"], work / target) for p in (f.iterdir() if f.is_dir() else [f])]
+    assert sum(p.stat().st_size for p in files) > 128_000_000
     assert found["after"] - found["before"] < 64_000_000
-    assert found["reported"] == pytest.approx(found["after"], abs=1 << 20)
+    assert found["reported"] == pytest.approx(found["after"], abs=1 << 20)  # threads count pages in batches
 
 
 def test_the_scenarios_know_the_points_they_replace() -> None:
