@@ -52,7 +52,8 @@ class CkptError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        where = ": ".join(shown(x) for x in (self.file, self.field) if x)
+        file = shown(self.file, MESSAGE_LIMIT) if self.file else ""  # a path, whose end says most
+        where = ": ".join(x for x in (file, shown(self.field or "")) if x)
         at = "" if self.offset is None else f" at byte {self.offset}"
         head = f"{where}{at}: " if where or at else ""
         tail = f"; {shown(self.hint, MESSAGE_LIMIT)}" if self.hint else ""

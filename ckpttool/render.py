@@ -118,7 +118,7 @@ def show_inspection(report: Inspection, as_json: bool) -> None:
     _table(columns, rows, right=("bytes",))
     _say()
     what = f"{report.arch or 'unknown architecture'}, {report.dialect or 'unknown dialect'}, {report.container}"
-    _say(f"{shown(report.source)}: {what}, {_many(len(report.files), 'file')}")
+    _say(f"{shown(report.source, MESSAGE_LIMIT)}: {what}, {_many(len(report.files), 'file')}")
     _say(
         f"{len(report.tensors):,} weights, {report.parameters:,} parameters, {report.nbytes:,} bytes "
         f"({size(report.nbytes)}), {report.bits_per_weight:.2f} bits per weight"
@@ -144,7 +144,8 @@ def show_plan(report: PlanReport, as_json: bool) -> None:
     if as_json:
         _print_json(document(report))
         return
-    _say(f"{shown(report.source)} ({report.source_dialect}) -> {shown(report.target)} ({report.target_dialect})")
+    source, target = shown(report.source, MESSAGE_LIMIT), shown(report.target, MESSAGE_LIMIT)
+    _say(f"{source} ({report.source_dialect}) -> {target} ({report.target_dialect})")
     _say()
     files = [(f.name, f"{f.tensors:,}", f"{f.nbytes:,}") for f in report.files]
     files += [(f.name, "", f"{f.nbytes:,}") for f in report.sidecars]
@@ -203,7 +204,7 @@ def show_conversion(report: Conversion, receipt: str, as_json: bool) -> None:
         _say(f"assumed {len(report.assumed)} values that the source does not carry; the receipt lists them")
     _notes(report.notes)
     _say(f"read back and compared: {'yes' if report.verified else 'no (--no-verify)'}")
-    _say(f"receipt: {shown(receipt)}")
+    _say(f"receipt: {shown(receipt, MESSAGE_LIMIT)}")
 
 
 def show_verification(report: Verification, as_json: bool) -> None:
@@ -215,7 +216,7 @@ def show_verification(report: Verification, as_json: bool) -> None:
         _say(shown(finding, limit=1000))
     state = "as the receipt says" if report.ok else f"{_many(len(report.findings), 'finding')}"
     _say(
-        f"{shown(report.target)}: {_many(report.files, 'file')}, {_many(report.tensors, 'tensor')}, "
+        f"{shown(report.target, MESSAGE_LIMIT)}: {_many(report.files, 'file')}, {_many(report.tensors, 'tensor')}, "
         f"{size(report.nbytes)}: {state}"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,6 +92,8 @@ def target(
     if path.suffix == ".gguf" and to != "gguf":
         hint = "leave out .gguf, or say --to gguf"
         raise UsageError(f"--to {to} writes a folder, but TARGET is {path.name}", hint=hint)
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in model_name or ""):
+        raise UsageError(f"--model-name {model_name!r}: is no text of one line", hint="give a name in UTF-8")
     for option, value in (("experts", experts), ("outtype", outtype), ("dtype", dtype)):
         _check(to, option, value)
     if outtype == "mxfp4_moe" and experts not in (None, *MOE_EXPERTS):

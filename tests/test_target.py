@@ -96,6 +96,8 @@ def test_the_name_of_the_target_says_gguf() -> None:
         ("x.gguf", {"outtype": "mxfp4"}, "choose one of auto, bf16, f16, f32, q8_0, mxfp4_moe"),
         ("x.gguf", {"recipe": "worst"}, "--recipe worst: unknown; choose one of best, ocp"),
         ("x.gguf", {"scale_rule": "ceil"}, "--scale-rule ceil: unknown; choose one of floor, even, rceil, best"),
+        ("x.gguf", {"model_name": "a\nb"}, "--model-name 'a\\nb': is no text of one line; give a name in UTF-8"),
+        ("x.gguf", {"model_name": "\udcff"}, "--model-name '\\udcff': is no text of one line; give a name in UTF-8"),
         ("x.gguf", {"ties": "up"}, "--ties up: unknown; choose one of even, away, zero"),
     ],
 )

@@ -6,6 +6,7 @@ The rules (model card, folder name, size label) are the gguf package's own; it i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def to_gguf(
     """
     import gguf
 
-    folder = None if source_dir is None else Path(source_dir.name or source_dir.resolve().name)
+    folder = None if source_dir is None else Path(_utf8(source_dir.name or source_dir.resolve().name))
     metadata = gguf.Metadata.apply_metadata_heuristic(
         gguf.Metadata(), _model_card(files), {"_name_or_path": _model_id(config)}, folder, counts.total
     )
@@ -155,21 +156,35 @@ def _value(key: str, entry: Any) -> Scalar | Array:
     raise TypeError(f"{key} is {value!r}")
 
 
+def _utf8(name: str) -> str:
+    """A folder's name as text: bytes that are not UTF-8 cannot stand in a key-value."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def default_name(metadata: Mapping[str, Scalar | Array]) -> str:
-    """The file name that llama.cpp's converter gives a GGUF with these key-values, `.gguf` included."""
+    """The file name that llama.cpp's converter gives a GGUF with these key-values, `.gguf` included.
+
+    A plain name whatever the key-values say: they may come from strangers, and llama.cpp's rule lets `/` through.
+    """
     import gguf
 
     def text(key: str) -> str | None:
         entry = metadata.get(f"general.{key}")
         return str(entry.value) if isinstance(entry, Scalar) else None
 
-    file_type = metadata["general.file_type"]
-    assert isinstance(file_type, Scalar)
-    try:
-        encoding = gguf.LlamaFileType(int(file_type.value)).name.partition("_")[2]
-    except ValueError:
-        encoding = None
+    file_type = metadata.get("general.file_type")
+    encoding = None
+    if isinstance(file_type, Scalar) and isinstance(file_type.value, int):
+        known = {t.value: t.name for t in gguf.LlamaFileType}
+        encoding = known.get(file_type.value, "").partition("_")[2] or None
     name = gguf.naming_convention(
         text("name"), text("basename"), text("finetune"), text("version"), text("size_label"), encoding
     )
-    return f"{name}.gguf"
+    plain = _UNSAFE.sub("-", str(name)).lstrip(".").encode()[:NAME_BYTES].decode(errors="ignore")
+    return f"{plain or 'model'}.gguf"
+
+
+NAME_BYTES = 180
+"""What a default name may have at most: file systems take 255, and `.partial` and the receipt's ending follow it."""
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f/\\]+")

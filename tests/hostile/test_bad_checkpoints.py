@@ -529,6 +529,32 @@ def test_names_from_files_are_escaped(tmp_path: Path) -> None:
     assert r"\u{1b}]52;c;cm0K\u{7}\u{202e}txt\u{2028}model" in said
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("general.finetune", "../../../evil"),
+        ("general.name", "/etc/\x00\x1bcron.d"),
+        ("general.name", ".."),
+        ("general.name", "a" * 5000),
+        ("general.version", "..\\..\\x"),
+        ("general.size_label", "/tmp/x"),
+        ("general.file_type", "x"),
+        ("general.file_type", None),
+    ],
+)
+def test_a_default_name_stays_in_its_folder(tmp_path: Path, key: str, value: str | None) -> None:
+    """The name comes from key-values, and they from strangers."""
+    source = builders.write_gguf(MODEL, tmp_path / "source.gguf", keys={key: value})
+    result = run("convert", source, tmp_path / "a" / "b" / "out", "--to", "gguf")
+    assert result.code == 0, result.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "source.gguf"]
+    assert [p.name for p in (tmp_path / "a").rglob("*") if p.is_dir()] == ["b", "out"]
+    (made,) = (tmp_path / "a" / "b" / "out").glob("*.gguf")
+    assert made.name.isprintable()
+    assert len(made.name) < 200
+    assert run("verify", made).code == 0
+
+
 # Values, which only their slab shows
 
 
