@@ -115,7 +115,8 @@ def _locked(place: Place) -> Iterator[None]:
         raise LocalIOError(f"holds {strangers[0]}, which is not ours", file=str(place.partial), hint=hint)
     fd = os.open(place.partial / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
-        if not _lock(fd):
+        # A run that ends takes its lock file along: what we then hold is no lock.
+        if not _lock(fd) or not (place.partial / "lock").exists():
             hint = "wait for it, or choose another TARGET"
             raise LocalIOError("another conversion is writing here", file=str(place.partial), hint=hint)
         yield
@@ -250,6 +251,7 @@ def _convert(
         if verify:
             bodies.append(run.guarded(lambda: _read_back(run, targets, checks, hashes)))
         _in_threads(run, bodies)
+        _require_unchanged(plan)
         worked = perf_counter()
         sidecars = {s.name: write_sidecar(s, place.staged) for s in plan.sidecars}
         outcome = Outcome(run.done, checks, hashes if verify else None, sidecars, resumed, count)
@@ -266,6 +268,14 @@ def _convert(
         _write_durably(place.staged / place.receipt_name, dump(conversion))
         sync_folder(place.staged)
     return conversion
+
+
+def _require_unchanged(plan: Plan) -> None:
+    """InputError where a source file is no longer the one of the plan: what was read may be of two versions."""
+    for f in plan.source.files:
+        status = f.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (f.size, f.mtime_ns):
+            raise InputError("has changed while it was converted", file=f.name, hint="give the same command again")
 
 
 def _prepared(
