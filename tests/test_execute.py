@@ -23,7 +23,7 @@ from crash_runs import tree
 import ckpttool
 from ckpttool import api, execute, steps
 from ckpttool.containers.source import LocalTarget
-from ckpttool.errors import LimitError, LocalIOError
+from ckpttool.errors import InputError, LimitError, LocalIOError
 from ckpttool.journal import Entry, Journal
 
 HERE = Path(__file__).parent
@@ -70,7 +70,7 @@ def request_for(small: Path, tmp_path: Path, work: Path) -> Any:
         whole = tmp_path / "whole"
         whole.mkdir()
         ckpttool.convert(small, whole / name, **options)
-        request = {"source": small, "target": name, "options": options, "work": work,
+        request = {"source": small, "target": name, "options": dict(options), "work": work,
                    "warm": tmp_path / "warm" / name, "slab_nbytes": SLAB, **more}  # fmt: skip
         (tmp_path / "warm").mkdir()
         return request, tree(whole)
@@ -260,6 +260,41 @@ def test_a_source_that_has_changed_begins_anew(small: Path, tmp_path: Path, monk
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def test_a_source_that_changes_meanwhile_is_an_error(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read may be of two versions; the target does not come to be."""
+    original = Journal.add
+
+    def add(self: Journal, entry: Entry) -> None:
+        original(self, entry)
+        os.utime(small / "model.safetensors", ns=(1, 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", add)
+        with pytest.raises(InputError, match="has changed while it was converted"):
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+    assert ckpttool.convert(small, tmp_path / "out", to="bf16").run["slabs_resumed"] == 0
+
+
+def test_a_source_that_is_cut_off_meanwhile_is_an_error(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Journal.add
+
+    def add(self: Journal, entry: Entry) -> None:
+        original(self, entry)
+        os.truncate(small / "model.safetensors", 5_000)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", add)
+        with pytest.raises(InputError, match=r"shrank or is truncated") as caught:
+            ckpttool.convert(small, tmp_path / "out", to="bf16", workers=1)
+    assert caught.value.file == "model.safetensors"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
 def test_strangers_in_the_partial_folder_do_not_get_into_the_target(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +365,22 @@ def test_two_conversions_at_one_target(small: Path, tmp_path: Path, monkeypatch:
         first.join()
     assert len(reports) == 1
     assert ckpttool.verify(tmp_path / "out").ok
+
+
+def test_a_lock_whose_file_is_gone_is_no_lock(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our opening it and our locking it, the other run ended and took its folder along."""
+    original = execute._lock
+
+    def lock(fd: int) -> bool:
+        shutil.rmtree(tmp_path / "out.partial")
+        return original(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "_lock", lock)
+        with pytest.raises(LocalIOError, match="another conversion is writing here"):
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+    ckpttool.convert(small, tmp_path / "out", to="bf16")
 
 
 @pytest.mark.parametrize("kind", ["folder", "gguf", "split"])
