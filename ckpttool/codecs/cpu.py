@@ -73,7 +73,7 @@ def backend() -> str:
 
 
 def load() -> None:
-    """Pay now, by a call on one number, for what a first call costs: numba's import and the set-up of its registries."""
+    """Pay now, by a call on one number, for what a first call costs: numba's import, its registries set up."""
     convert(np.zeros(1, np.uint16), "BF16", np.empty(1, np.uint32), "F32")
 
 

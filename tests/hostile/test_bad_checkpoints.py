@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import struct
@@ -738,3 +739,57 @@ def test_the_source_is_not_opened_for_writing(tmp_path: Path) -> None:
     for target, options in ((tmp_path / "a", ("--to", "bf16")), (tmp_path / "b.gguf", ())):
         assert run("convert", source, target, *options).code == 0
     assert state(source) == before
+
+
+# Sweeps: side files whose values are of any kind
+
+
+ODD: tuple[Any, ...] = (
+    None, True, 0, -1, 7, 1 << 31, 10**30, 1.5, 1e308, "", "12", "\x1b[31m", [], ["x"], [[]], {}, {"a": 1}, [None],
+)  # fmt: skip
+SIDE_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json",
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a JSON document; of a list, of the first few."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value[:4]) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def mutated(rng: random.Random, document: Any) -> Any:
+    """A copy with one value replaced or removed."""
+    out = json.loads(json.dumps(document))
+    path = rng.choice([p for p in places(out) if p])
+    inner = out
+    for key in path[:-1]:
+        inner = inner[key]
+    if rng.random() < 0.25:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = rng.choice(ODD)
+    return out
+
+
+@pytest.mark.parametrize("dialect", ["hf", "openai"])
+def test_mutated_side_files(tmp_path: Path, dialect: str) -> None:
+    """Converted or refused, with a hint; never a fault of the program."""
+    source = builders.write(Model(Sizes(layers=1)), tmp_path / "source", dialect, shards=2)
+    rng = random.Random(20)
+    codes = []
+    for _ in range(150):
+        name = rng.choice([n for n in SIDE_FILES if (source / n).exists()])
+        before = (source / name).read_bytes()
+        (source / name).write_text(json.dumps(mutated(rng, json.loads(before))))
+        options = rng.choice([("--to", "bf16"), ("--to", "mxfp4"), ("--to", "openai"), ("--to", "gguf")])
+        result = run("convert", source, tmp_path / "out", *options, "--dry-run")
+        assert result.code in (0, 2, 3), result.err
+        if result.code:
+            lines(result.err)
+        assert run("inspect", source).code in (0, 3)
+        codes.append(result.code)
+        (source / name).write_bytes(before)
+    assert 20 < codes.count(3) < 145
