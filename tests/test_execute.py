@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import builders
 import crash_runs
+import jsonschema
 import pytest
 from builders import Model, Sizes
 from crash_runs import tree
@@ -25,6 +28,7 @@ from ckpttool import api, execute, steps
 from ckpttool.containers.source import LocalTarget
 from ckpttool.errors import InputError, LimitError, LocalIOError
 from ckpttool.journal import Entry, Journal
+from ckpttool.verifier import find_receipt
 
 HERE = Path(__file__).parent
 FIXTURE = HERE.parent / "fixtures" / "tiny-gpt-oss" / "hf"
@@ -328,6 +332,40 @@ def test_the_same_bytes_whatever_workers_and_memory(kind: str, small: Path, tmp_
         receipts.append([(t.name, t.crc32, t.fidelity, t.changed) for t in report.tensors])
     assert all(t == trees[0] for t in trees)
     assert all(r == receipts[0] for r in receipts)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_receipt_says_what_lies_there(kind: str, small: Path, tmp_path: Path) -> None:
+    """Held against the files by hashlib and zlib, and against its schema; but for `run` it says the same each time."""
+    name, options = TARGETS[kind]
+    documents = []
+    for folder in (tmp_path / "made", tmp_path / "again"):
+        ckpttool.convert(small, folder / name, **options)
+        path = find_receipt(folder / name)
+        documents.append(json.loads(path.read_text()))
+    receipt = documents[0]
+    jsonschema.validate(receipt, json.loads((HERE.parent / "schemas" / "conversion.v1.json").read_text()))
+    root = find_receipt(tmp_path / "made" / name).parent
+    contents = {p.name: p.read_bytes() for p in root.iterdir() if not p.name.endswith(crash_runs.RECEIPTS)}
+    for row in receipt["files"]:
+        data = contents.pop(row["name"])
+        assert row["nbytes"] == len(data)
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        assert row["crc32"] == f"{zlib.crc32(data):08x}"
+    assert not contents
+    for t in receipt["tensors"]:
+        data = (root / t["file"]).read_bytes()[t["offset"] : t["offset"] + t["nbytes"]]
+        assert t["crc32"] == f"{zlib.crc32(data):08x}"
+    for row in receipt["source"]["files"]:
+        data = (small / row["name"]).read_bytes()
+        header = data[: 8 + int.from_bytes(data[:8], "little")]
+        assert (row["nbytes"], row["header_sha256"]) == (len(data), hashlib.sha256(header).hexdigest())
+    assert receipt["run"]["nbytes"]["written"] == sum(f["nbytes"] for f in receipt["files"])
+    assert {"seconds", "nbytes", "peak_memory", "versions", "workers"} <= set(receipt["run"])
+    for document in documents:
+        document.pop("run")
+        document["target"].pop("path")
+    assert documents[0] == documents[1]
 
 
 def test_too_little_memory_says_how_much_it_takes(small: Path, tmp_path: Path) -> None:
