@@ -27,6 +27,7 @@ from ckpttool.sidecars import Assumed, Sidecar, gguf_keys
 from ckpttool.sidecars import sidecars as make_sidecars
 from ckpttool.steps import Fidelity, Kind, Slab, Step, make_steps
 from ckpttool.target import Target
+from ckpttool.units import size
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def _hints(target: Target, steps: Sequence[Step]) -> list[str]:
         return []
     now = sum(s.target_nbytes for s in experts)
     then = sum(s.elements * MXFP4.bits / 8 for s in experts)
-    return [f"the experts weigh {now / 1e9:.2f} GB; --experts mxfp4 makes them {then / 1e9:.2f} GB, with a loss"]
+    return [f"the experts weigh {size(now)}; --experts mxfp4 makes them {size(then)}, with a loss"]
 
 
 def _digest(source: Checkpoint, target: Target, made: _Made, steps: Sequence[Step]) -> str:

@@ -23,19 +23,11 @@ from ckpttool.reports import (
     error_document,
     json_text,
 )
+from ckpttool.units import size
 
 LINE_SECONDS = 30
 MOST_PROBLEMS = 20
 FEW = 4
-
-
-def size(nbytes: float) -> str:
-    """Bytes in decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 999.5:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.4g} TB"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
@@ -164,6 +156,8 @@ def show_plan(report: PlanReport, as_json: bool) -> None:
         f"memory: up to {size(report.peak_memory)} with {_many(report.workers, 'thread')}, "
         f"{_many(report.slabs, 'slab')}"
     )
+    if any(s.kind == "narrow" for s in report.steps):
+        _say("narrow: what would change can only be counted as it runs; the receipt says values where nothing did")
     _assumed(report.assumed)
     _notes(report.notes)
     _say(f"writes {size(report.nbytes)}; nothing written yet")
