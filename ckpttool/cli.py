@@ -40,7 +40,7 @@ def _legal_table() -> str:
 
 
 CONVERT_EPILOG = f"""\b
-Legal combinations (the first of each is the default for bf16's and mxfp4's experts: auto):
+Legal combinations (the first of each is the default; - means that the option may not be given):
 {_legal_table()}
 --outtype mxfp4_moe goes with --experts auto, keep or mxfp4.
 
