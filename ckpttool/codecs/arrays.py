@@ -1,8 +1,13 @@
-"""MXFP4 of numpy arrays, in memory: the two functions of the public API."""
+"""MXFP4 of arrays in memory, numpy's or torch's: the two functions of the public API.
+
+A torch tensor stays where it is: on the CPU it is worked on as the numpy array that shares its memory, on a CUDA device
+by `gpu`. torch is imported only where an argument is a torch tensor, and has been imported then.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +16,9 @@ from ckpttool.codecs import cpu
 from ckpttool.codecs.formats import RECIPES, Packing, Recipe
 from ckpttool.codecs.plain import UINT
 from ckpttool.codecs.reference import U8, F32Array
+
+if TYPE_CHECKING:
+    import torch
 
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -23,24 +31,45 @@ def _recipe(recipe: str | Recipe) -> Recipe:
     return RECIPES[recipe]
 
 
-def quantize(x: NDArray[Any], recipe: str | Recipe = "best") -> tuple[U8, U8]:
-    """MXFP4 of an array, as Hugging Face stores it.
+def _is_tensor(x: object) -> bool:
+    """Whether `x` is a torch tensor; where torch was never imported, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
 
-    `x`: [..., K], float32, float16 or ml_dtypes' bfloat16; K a multiple of 32, the axis that the weight is multiplied
-    along. `recipe`: a name of `RECIPES`, or a `Recipe`.
 
-    Returns blocks uint8 [..., K/32, 16] (byte j: element 2j low, 2j+1 high) and scales uint8 [..., K/32] (E8M0).
+def _source_name(x: Any) -> str:
+    """BF16, F16 or F32; ValueError for another type, and for a length that blocks do not divide."""
+    name = _NAMES.get(str(x.dtype).removeprefix("torch."))
+    if name is None:
+        hint = "x.to(torch.float32)" if _is_tensor(x) else "x.astype(np.float32)"
+        raise ValueError(
+            f"quantize takes float32, float16 or bfloat16, not {x.dtype}; {hint} rounds to the nearest float32"
+        )
+    if x.ndim == 0 or x.shape[-1] % 32:
+        raise ValueError(f"the last axis of {tuple(x.shape)} is no multiple of 32, a block; pad it, or transpose x")
+    return name
 
-    ValueError for another type or length; `BadBlock` (a ValueError) where a block holds NaN or Inf, or where the
-    recipe's rule would make it infinite: its row counts the leading axes flattened.
+
+@overload
+def quantize(x: NDArray[Any], recipe: str | Recipe = "best") -> tuple[U8, U8]: ...
+@overload
+def quantize(x: torch.Tensor, recipe: str | Recipe = "best") -> tuple[torch.Tensor, torch.Tensor]: ...
+def quantize(x: Any, recipe: str | Recipe = "best") -> Any:
+    """MXFP4 of an array or a torch tensor, as Hugging Face stores it.
+
+    `x`: [..., K], float32, float16 or bfloat16 (for arrays ml_dtypes'); K a multiple of 32, the axis that the weight is
+    multiplied along. `recipe`: a name of `RECIPES`, or a `Recipe`.
+
+    Returns blocks uint8 [..., K/32, 16] (byte j: element 2j low, 2j+1 high) and scales uint8 [..., K/32] (E8M0): arrays
+    of an array, tensors on its device of a tensor.
+
+    ValueError for another type, length or device; `BadBlock` (a ValueError) where a block holds NaN or Inf, or where
+    the recipe's rule would make it infinite: its row counts the leading axes flattened.
     """
     chosen = _recipe(recipe)
-    name = _NAMES.get(x.dtype.name)
-    if name is None:
-        hint = "x.astype(np.float32) rounds to the nearest float32"
-        raise ValueError(f"quantize takes float32, float16 or bfloat16, not {x.dtype}; {hint}")
-    if x.ndim == 0 or x.shape[-1] % 32:
-        raise ValueError(f"the last axis of {x.shape} is no multiple of 32, a block; pad it, or transpose x")
+    name = _source_name(x)
+    if _is_tensor(x):
+        return _quantize_tensor(x, name, chosen)
     k = x.shape[-1]
     rows = np.ascontiguousarray(x).view(UINT[name]).reshape(-1, 1, k) if x.size else np.empty((0, 1, k), UINT[name])
     blocks = np.empty((rows.shape[0], 1, k // 32, 16), np.uint8)
@@ -50,15 +79,27 @@ def quantize(x: NDArray[Any], recipe: str | Recipe = "best") -> tuple[U8, U8]:
     return blocks.reshape(*lead, k // 32, 16), scales.reshape(*lead, k // 32)
 
 
-def dequantize(blocks: U8, scales: U8) -> F32Array:
+@overload
+def dequantize(blocks: U8, scales: U8) -> F32Array: ...
+@overload
+def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor: ...
+def dequantize(blocks: Any, scales: Any) -> Any:
     """float32 [..., K] of blocks uint8 [..., K/32, 16] and scales uint8 [..., K/32] in Hugging Face's packing; exact.
+
+    An array of arrays, a tensor on their device of tensors.
 
     ValueError for other types and shapes; `BadBlock` for scale byte 255 and for values that float32 cannot hold.
     """
-    if blocks.dtype != np.uint8 or scales.dtype != np.uint8:
+    types = {str(a.dtype).removeprefix("torch.") for a in (blocks, scales)}
+    if types != {"uint8"}:
         raise ValueError(f"blocks and scales must be uint8, not {blocks.dtype} and {scales.dtype}")
     if blocks.ndim < 2 or blocks.shape[-1] != 16 or blocks.shape[:-1] != scales.shape:
-        raise ValueError(f"blocks {blocks.shape} and scales {scales.shape} do not fit [..., G, 16] and [..., G]")
+        shapes = f"blocks {tuple(blocks.shape)} and scales {tuple(scales.shape)}"
+        raise ValueError(f"{shapes} do not fit [..., G, 16] and [..., G]")
+    if _is_tensor(blocks) != _is_tensor(scales):
+        raise ValueError(f"blocks are a {type(blocks).__name__}, scales a {type(scales).__name__}")
+    if _is_tensor(blocks):
+        return _dequantize_tensors(blocks, scales)
     lead, groups = scales.shape[:-1], scales.shape[-1]
     count = int(np.prod(lead, dtype=np.int64))
     out = np.empty((count, 1, groups * 32), np.uint32)
@@ -71,3 +112,48 @@ def dequantize(blocks: U8, scales: U8) -> F32Array:
         "F32",
     )
     return out.view(np.float32).reshape(*lead, groups * 32)
+
+
+def _quantize_tensor(x: torch.Tensor, name: str, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    k = x.shape[-1]
+    rows = x.detach().contiguous().view(x.numel() // k if k else 0, 1, k)
+    blocks = torch.empty((rows.shape[0], 1, k // 32, 16), dtype=torch.uint8, device=x.device)
+    scales = torch.empty(blocks.shape[:-1], dtype=torch.uint8, device=x.device)
+    if not rows.numel():
+        pass
+    elif x.device.type == "cpu":
+        bits = rows.view(torch.int32 if name == "F32" else torch.int16).numpy().view(UINT[name])
+        cpu.quantize_rows(bits, name, recipe, Packing.pair, blocks.numpy(), scales.numpy())
+    else:
+        from ckpttool.codecs import gpu
+
+        gpu.quantize_rows(_aligned(rows), name, recipe, Packing.pair, blocks, scales)
+    lead = x.shape[:-1]
+    return blocks.view(*lead, k // 32, 16), scales.view(*lead, k // 32)
+
+
+def _dequantize_tensors(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if blocks.device != scales.device:
+        raise ValueError(f"blocks lie on {blocks.device}, scales on {scales.device}")
+    lead, groups = scales.shape[:-1], scales.shape[-1]
+    shape = (lead.numel(), 1, groups)
+    rows, bytes_ = blocks.contiguous().view(*shape, 16), scales.contiguous().view(shape)
+    out = torch.empty((shape[0], 1, groups * 32), dtype=torch.float32, device=blocks.device)
+    if not out.numel():
+        pass
+    elif blocks.device.type == "cpu":
+        cpu.dequantize_rows(rows.numpy(), bytes_.numpy(), Packing.pair, out.numpy().view(np.uint32), "F32")
+    else:
+        from ckpttool.codecs import gpu
+
+        gpu.dequantize_rows(_aligned(rows), bytes_, Packing.pair, out, "F32")
+    return out.view(*lead, groups * 32)
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """`x`, or a copy where it starts between two words of 4 bytes, as a slice of a larger tensor may."""
+    return x.clone() if x.data_ptr() % 4 else x

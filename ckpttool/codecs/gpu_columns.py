@@ -1,0 +1,211 @@
+"""The Triton kernels of `gpu` for columns [K, N]: blocks across the contiguous axis, as in Hugging Face's BF16 experts.
+
+A word is 32 bits of one line of a matrix: two neighbouring columns, or one of float32. A lane is a block of those
+columns, in 32 tensors, one for each line, so that maxima and packing are arithmetic between registers, for two columns
+at once. Column n is row n // PARTS of part n % PARTS; `line`, the distance of lines, is in words, other strides are
+bytes.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from ckpttool.codecs.gpu_blocks import (
+    codes_of_pairs,
+    codes_of_singles,
+    element_of,
+    highest_pair,
+    next_scale,
+    report_bad,
+    report_undecodable,
+    saved_by_pairs,
+    scale_byte,
+    single_of,
+    words_of_columns,
+    words_of_singles,
+)
+from ckpttool.codecs.gpu_lanes import BEST, BF16, F32, TO_EVEN, bytes_of, decoded, jit, scale_value
+
+
+@jit
+def load_lines(x, g0, groups, w0, n_words, line, GROUPS: tl.constexpr, WORDS: tl.constexpr):
+    """The 32 lines of a tile of GROUPS blocks by WORDS words, as tensors [GROUPS, WORDS]; zeros outside."""
+    g = g0 + tl.arange(0, GROUPS)
+    w = w0 + tl.arange(0, WORDS)
+    at = x.to(tl.pointer_type(tl.uint32)) + g.to(tl.int64)[:, None] * (line * 32) + w[None, :]
+    inside = (g < groups)[:, None] & (w < n_words)[None, :]
+    lines = ()
+    for k in tl.static_range(32):
+        lines = lines + (tl.load(at + k * line, mask=inside, other=0),)
+    return lines
+
+
+@jit
+def row_runs(words):
+    """Four words [GROUPS, WORDS] of blocks as [WORDS, GROUPS * 4]: what a row has in one piece."""
+    a, b, c, d = words
+    both = tl.join(tl.join(a, c), tl.join(b, d)).permute(1, 0, 2, 3)
+    return both.reshape(a.shape[1], a.shape[0] * 4)
+
+
+@jit
+def store_columns(
+    blocks, scales, status, words, scale, amax, g0, groups, n0, step: tl.constexpr, columns, expert, block_row,
+    block_part, scale_row, scale_part, RULE: tl.constexpr, TIES: tl.constexpr, GGML: tl.constexpr,
+    PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """Write blocks of columns n0, n0 + step ...; four words, scale bytes and maxima are [GROUPS, WORDS]."""
+    n = n0 + tl.arange(0, WORDS) * step
+    g = g0 + tl.arange(0, GROUPS)
+    row = expert * (columns // PARTS) + n // PARTS
+    part = n % PARTS
+    inside = (n < columns)[:, None] & (g < groups)[None, :]
+    index = (row * PARTS + part)[None, :].to(tl.int64) * groups + g[:, None]
+    report_bad(status, index, amax, tl.trans(inside), RULE, TIES)
+    to_scale = (scales + row.to(tl.int64) * scale_row + part.to(tl.int64) * scale_part)[:, None]
+    unit: tl.constexpr = 17 if GGML else 1
+    tl.store(to_scale + g[None, :] * unit, tl.trans(scale).to(tl.uint8), mask=inside)
+    runs = row_runs(words)
+    if GGML:
+        byte = tl.arange(0, GROUPS * 16)
+        group = g0 + byte // 16
+        spread = tl.join(tl.join(runs, runs >> 16), tl.join(runs >> 8, runs >> 24)).reshape(WORDS, GROUPS * 16)
+        at = to_scale + (group * 17 + 1 + byte % 16)[None, :]
+        tl.store(at, spread.to(tl.uint8), mask=(n < columns)[:, None] & (group < groups)[None, :])
+    else:
+        word = tl.arange(0, GROUPS * 4)
+        to_block = blocks + row.to(tl.int64) * block_row + part.to(tl.int64) * block_part
+        at = to_block.to(tl.pointer_type(tl.uint32))[:, None] + (g0 * 4 + word)[None, :]
+        tl.store(at, runs, mask=(n < columns)[:, None] & (g0 + word // 4 < groups)[None, :])
+
+
+@jit
+def quantize_columns(
+    x, blocks, scales, status, groups, columns, x_expert, line, block_row, block_part, scale_row, scale_part,
+    SOURCE: tl.constexpr, RULE: tl.constexpr, TIES: tl.constexpr, KEEPS: tl.constexpr, GGML: tl.constexpr,
+    PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """A tile of one expert; see `gpu.quantize_columns`. Packed bytes change places, so that rows get runs of blocks."""
+    g0 = tl.program_id(0) * GROUPS
+    w0 = tl.program_id(1) * WORDS
+    expert = tl.program_id(2)
+    per_word: tl.constexpr = 1 if SOURCE == F32 else 2
+    n0 = w0 * per_word
+    lines = load_lines(x + expert.to(tl.int64) * x_expert, g0, groups, w0, columns // per_word, line, GROUPS, WORDS)
+    if SOURCE == BF16 and TIES == TO_EVEN:
+        highest = highest_pair(lines, 32)
+        low_scale, high_scale = scale_byte(highest << 16, RULE), scale_byte(highest & 0x7FFF0000, RULE)
+        if RULE == BEST:
+            low_saved, high_saved = saved_by_pairs(lines, 32, low_scale, high_scale)
+            low_scale, high_scale = next_scale(low_scale, low_saved), next_scale(high_scale, high_saved)
+        low, high = words_of_columns(codes_of_pairs(lines, 32, low_scale, high_scale, KEEPS), GGML)
+        store_columns(
+            blocks, scales, status, low, low_scale, highest << 16, g0, groups, n0, 2, columns, expert, block_row,
+            block_part, scale_row, scale_part, RULE, TIES, GGML, PARTS, GROUPS, WORDS,
+        )  # fmt: skip
+        store_columns(
+            blocks, scales, status, high, high_scale, highest & 0x7FFF0000, g0, groups, n0 + 1, 2, columns, expert,
+            block_row, block_part, scale_row, scale_part, RULE, TIES, GGML, PARTS, GROUPS, WORDS,
+        )  # fmt: skip
+    else:
+        for half in tl.static_range(per_word):
+            singles = ()
+            for k in tl.static_range(32):
+                singles = singles + (single_of(lines[k], SOURCE, half),)
+            codes, scale, amax = codes_of_singles(singles, RULE, TIES, KEEPS)
+            store_columns(
+                blocks, scales, status, words_of_singles(codes, GGML), scale, amax, g0, groups, n0 + half, per_word,
+                columns, expert, block_row, block_part, scale_row, scale_part, RULE, TIES, GGML, PARTS, GROUPS, WORDS,
+            )  # fmt: skip
+
+
+@jit
+def load_struct(at):
+    """Words and scale byte of structs of 17 bytes at any addresses.
+
+    Each lies in five words of 32 bits, all of which have some of its bytes; `skip` bits of the first are not its own.
+    """
+    address = at.to(tl.int64)
+    skip = ((address & 3) * 8).to(tl.uint32)
+    word = (address & -4).to(tl.pointer_type(tl.uint32))
+    left = 24 - skip
+    words = ()
+    before = tl.load(word)
+    scale = ((before >> skip) & 0xFF).to(tl.int32)
+    for j in tl.static_range(4):
+        after = tl.load(word + j + 1)
+        words = words + ((before >> skip >> 8) | (after << left),)
+        before = after
+    return words, scale
+
+
+@jit
+def load_column(
+    blocks, scales, status, g, groups, n, columns, expert, block_row, block_part, scale_row, scale_part,
+    GGML: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Four words of block `g` of each column of `n`, and the BF16 bits of the scales. All must exist."""
+    row = expert * (columns // PARTS) + n // PARTS
+    part = n % PARTS
+    to_scale = scales + row.to(tl.int64) * scale_row + part.to(tl.int64) * scale_part
+    if GGML:
+        words, scale = load_struct(to_scale + g * 17)
+    else:
+        scale = tl.load(to_scale + g).to(tl.int32)
+        at = blocks + row.to(tl.int64) * block_row + part.to(tl.int64) * block_part + g * 16
+        four = tl.load(at.to(tl.pointer_type(tl.uint32))[:, None] + tl.arange(0, 4)[None, :])
+        even, odd = tl.split(four.reshape(n.shape[0], 2, 2))
+        a, c = tl.split(even)
+        b, d = tl.split(odd)
+        words = (a, b, c, d)
+    report_undecodable(status, (row * PARTS + part).to(tl.int64) * groups + g, scale, words, n >= 0)
+    return words, scale_value(scale)
+
+
+@jit
+def store_lines(at, low, high, factor, line, inside, TARGET: tl.constexpr, GGML: tl.constexpr):
+    """Write the 32 lines of a block of two columns, from their words and a pair of scales."""
+    for half in tl.static_range(8):
+        nibbles = bytes_of(low[half // 2], high[half // 2], 0x7632 if half % 2 else 0x5410)
+        for i in tl.static_range(4):
+            to = at + element_of(half * 4 + i, GGML) * line
+            values = decoded(nibbles >> (4 * i), factor)
+            if TARGET == F32:
+                tl.store(to, values << 16, mask=inside)
+                tl.store(to + 1, values & 0xFFFF0000, mask=inside)
+            else:
+                tl.store(to, values, mask=inside)
+
+
+@jit
+def dequantize_columns(
+    blocks, scales, out, status, groups, columns, out_expert, line, block_row, block_part, scale_row, scale_part,
+    TARGET: tl.constexpr, GGML: tl.constexpr, PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """GROUPS blocks of 2 WORDS columns of one expert; see `gpu.dequantize_columns`.
+
+    A lane takes its blocks one after the other, all loads first: neighbouring lanes read from different rows, and the
+    second block is what the first one's sector has left. Lanes and blocks outside work on the last one inside.
+    """
+    g0 = tl.program_id(0) * GROUPS
+    w = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
+    expert = tl.program_id(2)
+    n = tl.minimum(w * 2, columns - 2)
+    blocks_read = ()
+    for i in tl.static_range(GROUPS):
+        g = tl.minimum(g0 + i, groups - 1)
+        low, low_scale = load_column(
+            blocks, scales, status, g, groups, n, columns, expert, block_row, block_part, scale_row, scale_part,
+            GGML, PARTS,
+        )  # fmt: skip
+        high, high_scale = load_column(
+            blocks, scales, status, g, groups, n + 1, columns, expert, block_row, block_part, scale_row, scale_part,
+            GGML, PARTS,
+        )  # fmt: skip
+        blocks_read = blocks_read + ((low, high, low_scale | (high_scale << 16)),)
+    per_pair: tl.constexpr = 2 if TARGET == F32 else 1
+    to = (out + expert.to(tl.int64) * out_expert).to(tl.pointer_type(tl.uint32))
+    for i in tl.static_range(GROUPS):
+        low, high, factor = blocks_read[i]
+        at = to + (g0 + i).to(tl.int64) * (line * 32) + w * per_pair
+        store_lines(at, low, high, factor, line, (w < columns // 2) & (g0 + i < groups), TARGET, GGML)
