@@ -102,7 +102,7 @@ class LimitError(CkptError):
     kind = "limit"
 
 
-class Problems(CkptError):
+class Problems(InputError):
     """Several errors found together, so that the user sees the whole damage once. The first decides the exit code."""
 
     def __init__(self, problems: Sequence[CkptError]) -> None:

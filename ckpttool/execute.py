@@ -17,15 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-
+from ckpttool import workplace
 from ckpttool.codecs import cpu
-from ckpttool.commit import exists_error, move_in, sync_folder
+from ckpttool.commit import sync_folder
 from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.source import LocalFile, LocalTarget
-from ckpttool.crc import crc32
 from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError
-from ckpttool.journal import Entry, Journal, read_entries
+from ckpttool.journal import Entry, Journal
 from ckpttool.place import Place
 from ckpttool.planner import Plan
 from ckpttool.preflight import check_target
@@ -35,12 +33,10 @@ from ckpttool.reports import Conversion, dump
 from ckpttool.sidecars import write_sidecar
 from ckpttool.slabwork import Phases, Worker
 from ckpttool.steps import target_ranges
+from ckpttool.workplace import write_durably
 
 Progress = Callable[[int], None]
 """Called with the bytes that have just been written, from any thread."""
-
-OURS = frozenset({"files", "journal", "journal.new", "lock"})
-"""What the folder of an unfinished conversion may hold; it is deleted at the end."""
 
 RESERVE = 24_000_000
 """Memory kept beside the slabs: the read-back's buffer, threads, the journal."""
@@ -71,12 +67,15 @@ def execute(
     """
     begun = perf_counter()
     count = worker_count(plan, limits)
-    check_target(plan, overwrite)
     place = plan.place
-    with _locked(place):
-        done = _resumed(plan)
+    if not workplace.is_complete(place, plan.digest):
+        check_target(plan, overwrite)
+    with workplace.locked(place):
+        if workplace.is_complete(place, plan.digest):
+            return workplace.commit(place, plan.digest, overwrite)
+        done = workplace.resumed(plan)
         try:
-            conversion = _convert(plan, done, count, verify, progress, begun)
+            _convert(plan, done, count, verify, progress, begun)
         except (InputError, CheckFailed):
             shutil.rmtree(place.partial)  # the same source and options would fail the same way again
             raise
@@ -87,9 +86,8 @@ def execute(
                 raise
             where, hint = error.filename or place.partial, "make room; the same command goes on where this one stopped"
             raise LocalIOError(error.strerror or str(error), file=str(where), hint=hint) from error
-        _commit(place, overwrite)
-        shutil.rmtree(place.partial)
-    return conversion
+        workplace.complete(place, plan.digest)
+        return workplace.commit(place, plan.digest, overwrite)
 
 
 def worker_count(plan: Plan, limits: Limits) -> int:
@@ -103,79 +101,6 @@ def worker_count(plan: Plan, limits: Limits) -> int:
         need = -(-(plan.slab_nbytes + RESERVE) // 1_000_000)
         raise LimitError(f"the largest slab needs {need} MB", hint=f"give --max-memory {need}MB or more")
     return max(1, min(limits.workers or os.cpu_count() or 1, fits, len(plan.slabs)))
-
-
-@contextlib.contextmanager
-def _locked(place: Place) -> Iterator[None]:
-    """The folder of the unfinished conversion, made if need be, and ours alone while we work in it."""
-    place.staged.mkdir(parents=True, exist_ok=True)
-    strangers = sorted({p.name for p in place.partial.iterdir()} - OURS)
-    if strangers:
-        hint = "conversions are made there; move it away, or choose another TARGET"
-        raise LocalIOError(f"holds {strangers[0]}, which is not ours", file=str(place.partial), hint=hint)
-    fd = os.open(place.partial / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-    try:
-        # A run that ends takes its lock file along: what we then hold is no lock.
-        if not _lock(fd) or not (place.partial / "lock").exists():
-            hint = "wait for it, or choose another TARGET"
-            raise LocalIOError("another conversion is writing here", file=str(place.partial), hint=hint)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    if os.name == "nt":
-        import msvcrt
-
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _resumed(plan: Plan) -> dict[int, Entry]:
-    """The slabs of an earlier run that are still there, byte for byte; everything else of it is removed."""
-    place = plan.place
-    entries = read_entries(place.partial / "journal", plan.digest)
-    if entries is None:
-        shutil.rmtree(place.staged)
-        place.staged.mkdir()
-        return {}
-    sizes = {layout.name: layout.size for layout in plan.files}
-    held: dict[str, LocalTarget] = {}
-    with contextlib.ExitStack() as stack:
-        for path in place.staged.iterdir():
-            if path.is_file() and not path.is_symlink() and path.stat().st_size == sizes.get(path.name):
-                held[path.name] = stack.enter_context(LocalTarget.open(path, path.name))
-            elif path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        return {e.slab: e for e in entries if 0 <= e.slab < len(plan.slabs) and _is_there(plan, e, held)}
-
-
-def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:
-    slab = plan.slabs[entry.slab]
-    ranges = target_ranges(plan.steps[slab.step], slab)
-    if len(ranges) != len(entry.crcs):
-        return False
-    for at, crc in zip(ranges, entry.crcs, strict=True):
-        if at.file not in held:
-            return False
-        buffer = np.empty(at.nbytes, np.uint8).data
-        held[at.file].readinto(at.offset, buffer)
-        if crc32(buffer) != crc:
-            return False
-    return True
 
 
 @dataclass
@@ -265,7 +190,7 @@ def _convert(
             **{f"threads_{name}": seconds for name, seconds in _summed(workers).items()},
         }
         conversion = receipt(plan, outcome)
-        _write_durably(place.staged / place.receipt_name, dump(conversion))
+        write_durably(place.staged / place.receipt_name, dump(conversion))
         sync_folder(place.staged)
     return conversion
 
@@ -278,9 +203,7 @@ def _require_unchanged(plan: Plan) -> None:
             raise InputError("has changed while it was converted", file=f.name, hint="give the same command again")
 
 
-def _prepared(
-    plan: Plan, checks: dict[str, list[Stretch]], stack: contextlib.ExitStack
-) -> dict[str, LocalTarget]:
+def _prepared(plan: Plan, checks: dict[str, list[Stretch]], stack: contextlib.ExitStack) -> dict[str, LocalTarget]:
     """All target files, preallocated, while the kernels are being loaded: the one waits for the disk, the other not."""
     with ThreadPoolExecutor(4) as pool:
         made = {f.name: pool.submit(_made, plan.place.staged / f.name, f, checks[f.name]) for f in plan.files}
@@ -365,23 +288,3 @@ def _sync(place: Place, targets: Iterable[LocalTarget]) -> None:
         else:
             with path.open("rb") as f:
                 os.fsync(f.fileno())
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def _commit(place: Place, overwrite: bool) -> None:
-    if place.is_folder:
-        move_in(place.staged, place.path, overwrite=overwrite)
-        return
-    place.path.parent.mkdir(parents=True, exist_ok=True)
-    for path in place.finals:
-        if os.path.lexists(path) and not overwrite:
-            raise exists_error(path)
-    move_in(place.staged / place.receipt_name, place.receipt, overwrite=True)
-    for path in place.finals:
-        move_in(place.staged / path.name, path, overwrite=overwrite)

@@ -151,6 +151,15 @@ class Conversion:
     plan: str
 
 
+def load_conversion(text: str) -> Conversion:
+    """A receipt from the text that `dump` made of it."""
+    value: dict[str, Any] = json.loads(text)
+    files = tuple(FileReceipt(**row) for row in value.pop("files"))
+    tensors = tuple(TensorReceipt(**{**row, "shape": tuple(row["shape"])}) for row in value.pop("tensors"))
+    assumed, notes = tuple(value.pop("assumed")), tuple(value.pop("notes"))
+    return Conversion(files=files, tensors=tensors, assumed=assumed, notes=notes, **value)
+
+
 @dataclass(frozen=True)
 class Verification:
     """Whether a finished conversion still is what its receipt says."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
 import os
 import resource
@@ -24,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ckpttool
-from ckpttool import cli, commit, execute, journal, steps
+from ckpttool import cli, commit, execute, journal, steps, workplace
 from ckpttool.containers.source import LocalTarget
 
 RECEIPTS = ("ckpttool.receipt.json", ".receipt.json")
@@ -54,14 +55,14 @@ def in_child(body: Callable[[], None]) -> int:
 
 def die_at(owner: Any, name: str, count: int, *, before: bool) -> None:
     """Kill this process at the `count`-th call of `owner.name`, before or after its work."""
-    original, calls = getattr(owner, name), [0]
+    original, calls = getattr(owner, name), itertools.count(1)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if before and calls[0] == count:
+        call = next(calls)  # one step even where threads call: none may slip past the count
+        if before and call == count:
             os.kill(os.getpid(), signal.SIGKILL)
         out = original(*args, **kwargs)
-        if calls[0] == count:
+        if call == count:
             os.kill(os.getpid(), signal.SIGKILL)
         return out
 
@@ -73,8 +74,8 @@ POINTS: dict[str, tuple[Any, str]] = {
     "create": (LocalTarget, "create"),
     "sidecar": (execute, "write_sidecar"),
     "sync": (execute, "_sync"),
-    "receipt": (execute, "_write_durably"),
-    "rename": (execute, "move_in"),
+    "receipt": (execute, "write_durably"),
+    "rename": (workplace, "move_in"),
     "exchange": (commit, "_exchange"),
 }
 

@@ -123,6 +123,7 @@ def test_only_one_module_writes_checkpoints() -> None:
         "execute",
         "slabwork",
         "readback",
+        "workplace",
     }
 
 
