@@ -20,7 +20,7 @@ from ckpttool.choice import choose
 from ckpttool.codecs.formats import MXFP4
 from ckpttool.containers.gguf_values import Scalar
 from ckpttool.containers.layout import FileLayout
-from ckpttool.errors import CkptError, InputError, Problems, UsageError, raise_all
+from ckpttool.errors import CheckFailed, CkptError, InputError, Problems, UsageError, raise_all
 from ckpttool.layouts import Draft, drafts, gguf_files, gguf_order, placed, safetensors_files
 from ckpttool.place import Place, place
 from ckpttool.sidecars import Assumed, Sidecar, gguf_keys
@@ -194,7 +194,7 @@ def _refuse_lossy(target: Target, steps: Sequence[Step]) -> None:
     kinds = Counter(s.kind for s in steps if s.kind is Kind.quantize)
     if target.lossless and kinds:
         text = f"--lossless, but {kinds[Kind.quantize]} steps quantize"
-        raise UsageError(text, hint="leave out --lossless, or keep the experts' format with --experts keep")
+        raise CheckFailed(text, hint="leave out --lossless, or keep the experts' format with --experts keep")
 
 
 def _hints(target: Target, steps: Sequence[Step]) -> list[str]:

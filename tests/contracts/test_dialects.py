@@ -22,7 +22,7 @@ import ckpttool
 from ckpttool import steps
 from ckpttool.codecs import reference
 from ckpttool.codecs.formats import RECIPES
-from ckpttool.errors import CheckFailed, CkptError, InputError, UsageError
+from ckpttool.errors import CheckFailed, CkptError, InputError
 from ckpttool.reports import Conversion
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -409,7 +409,7 @@ def test_slabs_of_any_size_give_the_same_bytes(
 
 
 def test_a_step_that_loses_values_is_refused_under_lossless(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--lossless, but 8 steps quantize"):
+    with pytest.raises(CheckFailed, match="--lossless, but 8 steps quantize"):
         convert(ROOT / "parent", tmp_path / "out", to="mxfp4", lossless=True)
     source = builders.write(Model(), tmp_path / "in", "hf-bf16", dtype="F32", change=off_the_grid("F32"))
     with pytest.raises(CheckFailed, match="values would change as BF16"):
