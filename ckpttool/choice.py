@@ -34,7 +34,7 @@ def source_codecs(source: Checkpoint) -> dict[str, Codec]:
     """The codec of every part.
 
     Raises:
-        InputError: experts of one part in several formats.
+        InputError: one part in several formats.
     """
     out = {}
     for part, extents in source.extents.items():
@@ -42,7 +42,7 @@ def source_codecs(source: Checkpoint) -> dict[str, Codec]:
         if len(codecs) > 1:
             names = ", ".join(sorted(c.name for c in codecs))
             hint = "convert the checkpoint to one format first"
-            raise InputError(f"its experts come in several formats: {names}", field=part, hint=hint)
+            raise InputError(f"comes in several formats: {names}", field=part, hint=hint)
         out[part] = codecs.pop()
     return out
 
@@ -76,9 +76,13 @@ def choose(source: Checkpoint, target: Target, claims: list[Claim]) -> tuple[dic
         else:
             codec = _other_codec(target, have[part], outtype, claim.name, source.shapes[part])
         out[claim.name] = codec
-        if clash := _against(source.shapes[part], have[part], codec):
-            weight, (text, hint) = source.extents[part][0].weight, clash
-            problems[weight.name] = InputError(text, file=weight.stored[0].file, field=weight.name, hint=hint)
+        for each in claim.join.parts:
+            clash = _against(source.shapes[each], have[each], codec)
+            if claim.join.interleaved and have[each] != have[part]:
+                clash = _unlike(claim, have)
+            if clash:
+                weight, (text, hint) = source.extents[each][0].weight, clash
+                problems[weight.name] = InputError(text, file=weight.stored[0].file, field=weight.name, hint=hint)
     return out, [*problems.values(), *_against_dialect(source, target, claims, out)]
 
 
@@ -112,6 +116,13 @@ def _other_codec(target: Target, have: Codec, outtype: str, name: str, shape: Pa
     codec = GGUF_CODECS[outtype]
     # llama.cpp's converter falls back to F16 where a row is no whole number of blocks.
     return F16_FLAT if shape.row_length % codec.format.block else codec
+
+
+def _unlike(claim: Claim, have: Mapping[str, Codec]) -> tuple[str, str]:
+    """Parts that become one weight, row by row, are read by one kernel: they must be stored alike."""
+    formats = ", ".join(f"{p} {have[p].name}" for p in claim.join.parts)
+    hint = "make them alike first: ckpttool convert SOURCE alike.gguf --outtype bf16 --experts bf16"
+    return f"is to become one weight with another that is stored otherwise ({formats})", hint
 
 
 def _against(shape: PartShape, have: Codec, codec: Codec) -> tuple[str, str] | None:

@@ -13,8 +13,6 @@ from ckpttool.containers import gguf, safetensors, shards
 from ckpttool.containers.layout import FileLayout, Row
 from ckpttool.tensors import StoredTensor, Weight
 
-NO_PLACE = -1
-
 
 @dataclass(frozen=True, slots=True)
 class Draft:

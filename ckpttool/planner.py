@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,7 +25,7 @@ from ckpttool.layouts import Draft, drafts, gguf_files, gguf_order, placed, safe
 from ckpttool.place import Place, place
 from ckpttool.sidecars import Assumed, Sidecar, gguf_keys
 from ckpttool.sidecars import sidecars as make_sidecars
-from ckpttool.steps import Fidelity, Kind, Slab, Step, make_steps
+from ckpttool.steps import Kind, Slab, Step, make_steps
 from ckpttool.target import Target
 from ckpttool.units import size
 
@@ -65,10 +65,6 @@ class Plan:
         slab = self.slabs[index]
         step = self.steps[slab.step]
         return (slab.stop - slab.start) * len(step.parts) * sum(step.target.codec.row_nbytes(step.row_length))
-
-    def count(self) -> Mapping[tuple[Kind, Fidelity], int]:
-        """How many steps there are of each kind and fidelity."""
-        return Counter((s.kind, s.fidelity) for s in self.steps)
 
 
 def make_plan(source: Checkpoint, target: Target) -> Plan:

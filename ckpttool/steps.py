@@ -227,4 +227,7 @@ def _side(parts: tuple[str, ...], extents: Mapping[str, tuple[Extent, ...]]) -> 
     first = extents[parts[0]]
     zipped = first[0].parts == parts and len(parts) > 1
     found = (first,) if zipped else tuple(extents[p] for p in parts)
+    alike = {(x.weight.codec, x.transposed) for each in found for x in each}
+    if len(alike) > 1:
+        raise ValueError(f"{', '.join(parts)}: stored in several ways; the plan has ruled that out")
     return Side(first[0].weight.codec, first[0].transposed, zipped, found)
