@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM
 
 
 def move_in(finished: Path, target: Path, *, overwrite: bool) -> None:
-    """Rename `finished` (a folder or a file) to `target`; with `overwrite` an old folder is exchanged, then deleted.
+    """Rename `finished` (a folder or a file) to `target`; with `overwrite` an old folder then lies at `finished`.
 
     Raises:
         LocalIOError: `target` exists and may not be replaced, or the file system refuses.
@@ -25,7 +24,6 @@ def move_in(finished: Path, target: Path, *, overwrite: bool) -> None:
     try:
         if overwrite and target.is_dir() and finished.is_dir():
             _exchange(finished, target)
-            shutil.rmtree(finished)
         elif (overwrite and target.is_file()) or _is_empty_folder(target):
             finished.replace(target)
         else:
@@ -34,7 +32,8 @@ def move_in(finished: Path, target: Path, *, overwrite: bool) -> None:
     except FileExistsError as e:
         raise exists_error(target) from e
     except OSError as e:
-        raise LocalIOError(f"cannot be put in place: {e.strerror}", file=str(target)) from e
+        hint = "all is made; the same command puts it in place once that is mended"
+        raise LocalIOError(f"cannot be put in place: {e.strerror}", file=str(target), hint=hint) from e
 
 
 def exists_error(target: Path) -> LocalIOError:
@@ -70,7 +69,11 @@ def _exchange(source: Path, target: Path) -> None:
         return
     aside = source.with_name(source.name + ".old")
     target.rename(aside)
-    source.rename(target)
+    try:
+        source.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
     aside.rename(source)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from ckpttool.codecs import cpu
 from ckpttool.commit import sync_folder
 from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.source import LocalFile, LocalTarget
-from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError
+from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError, os_error
 from ckpttool.journal import Entry, Journal
 from ckpttool.place import Place
 from ckpttool.planner import Plan
@@ -33,10 +32,12 @@ from ckpttool.reports import Conversion, dump
 from ckpttool.sidecars import write_sidecar
 from ckpttool.slabwork import Phases, Worker
 from ckpttool.steps import target_ranges
-from ckpttool.workplace import write_durably
 
 Progress = Callable[[int], None]
 """Called with the bytes that have just been written, from any thread."""
+
+MOST_WORKERS = 256
+"""More threads than any disk or memory has use for."""
 
 RESERVE = 24_000_000
 """Memory kept beside the slabs: the read-back's buffer, threads, the journal."""
@@ -68,26 +69,23 @@ def execute(
     begun = perf_counter()
     count = worker_count(plan, limits)
     place = plan.place
-    if not workplace.is_complete(place, plan.digest):
-        check_target(plan, overwrite)
+    settled = workplace.settle(place, plan.digest, verify=verify)
+    if settled is not None:
+        return settled
+    check_target(plan, overwrite)
     with workplace.locked(place):
-        if workplace.is_complete(place, plan.digest):
-            return workplace.commit(place, plan.digest, overwrite)
         done = workplace.resumed(plan)
         try:
-            _convert(plan, done, count, verify, progress, begun)
+            conversion = _convert(plan, done, count, verify, progress, begun)
         except (InputError, CheckFailed):
-            shutil.rmtree(place.partial)  # the same source and options would fail the same way again
+            workplace.discard(place)  # the same source and options would fail the same way again
             raise
         except (LocalIOError, OSError) as error:
             if not done:  # nothing to go on from: a full disk is not kept full
-                shutil.rmtree(place.partial)
-            if isinstance(error, LocalIOError):
-                raise
-            where, hint = error.filename or place.partial, "make room; the same command goes on where this one stopped"
-            raise LocalIOError(error.strerror or str(error), file=str(where), hint=hint) from error
-        workplace.complete(place, plan.digest)
-        return workplace.commit(place, plan.digest, overwrite)
+                workplace.discard(place)
+            raise error if isinstance(error, LocalIOError) else os_error(error) from error
+        workplace.commit(plan, overwrite=overwrite)
+    return conversion
 
 
 def worker_count(plan: Plan, limits: Limits) -> int:
@@ -100,7 +98,7 @@ def worker_count(plan: Plan, limits: Limits) -> int:
     if fits < 1:
         need = -(-(plan.slab_nbytes + RESERVE) // 1_000_000)
         raise LimitError(f"the largest slab needs {need} MB", hint=f"give --max-memory {need}MB or more")
-    return max(1, min(limits.workers or os.cpu_count() or 1, fits, len(plan.slabs)))
+    return max(1, min(limits.workers or os.cpu_count() or 1, fits, len(plan.slabs), MOST_WORKERS))
 
 
 @dataclass
@@ -157,7 +155,7 @@ class _Run:
 def _convert(
     plan: Plan, done: dict[int, Entry], count: int, verify: bool, progress: Progress, begun: float
 ) -> Conversion:
-    """Make all files in the partial folder, receipt included; `begun` is when the run did."""
+    """Make all files, receipt included, in the folder of the unfinished conversion; `begun` is when the run did."""
     place = plan.place
     journal = Journal(place.partial / "journal", plan.digest, list(done.values()))
     resumed = len(done)
@@ -178,7 +176,7 @@ def _convert(
         _in_threads(run, bodies)
         _require_unchanged(plan)
         worked = perf_counter()
-        sidecars = {s.name: write_sidecar(s, place.staged) for s in plan.sidecars}
+        sidecars = {s.name: write_sidecar(s, place.staged, verify=verify) for s in plan.sidecars}
         outcome = Outcome(run.done, checks, hashes if verify else None, sidecars, resumed, count)
         _sync(place, targets.values())
         ended = perf_counter()
@@ -190,7 +188,7 @@ def _convert(
             **{f"threads_{name}": seconds for name, seconds in _summed(workers).items()},
         }
         conversion = receipt(plan, outcome)
-        write_durably(place.staged / place.receipt_name, dump(conversion))
+        _write_durably(place.staged / place.receipt_name, dump(conversion))
         sync_folder(place.staged)
     return conversion
 
@@ -198,7 +196,10 @@ def _convert(
 def _require_unchanged(plan: Plan) -> None:
     """InputError where a source file is no longer the one of the plan: what was read may be of two versions."""
     for f in plan.source.files:
-        status = f.path.stat()
+        try:
+            status = f.path.stat()
+        except OSError as e:
+            raise InputError("has gone while it was converted", file=f.name, hint="put it back, and start again") from e
         if (status.st_size, status.st_mtime_ns) != (f.size, f.mtime_ns):
             raise InputError("has changed while it was converted", file=f.name, hint="give the same command again")
 
@@ -268,10 +269,16 @@ def _in_threads(run: _Run, bodies: Iterable[Callable[[], None]]) -> None:
     except BaseException as e:
         run.fail(e)
         for t in threads:
-            if t.ident is not None:
-                t.join()
+            _join(t)
     if run.failure is not None:
         raise run.failure
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread to end its slab, whatever else arrives: it works on files that are closed after that."""
+    while thread.ident is not None and thread.is_alive():
+        with contextlib.suppress(KeyboardInterrupt):
+            thread.join()
 
 
 def _summed(workers: Iterable[Worker]) -> dict[str, float]:
@@ -288,3 +295,10 @@ def _sync(place: Place, targets: Iterable[LocalTarget]) -> None:
         else:
             with path.open("rb") as f:
                 os.fsync(f.fileno())
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())

@@ -173,6 +173,10 @@ def _refuse_nesting(source: Checkpoint, target: Target, where: Place) -> None:
     sources = {f.path.resolve() for f in source.files}
     goal = where.path.resolve()
     hint = "choose another TARGET"
+    beneath = {*sources, source.root.resolve(), *([target.reference.resolve()] if target.reference else [])}
+    made_in = where.partial.resolve()
+    if any(made_in in (p, *p.parents) for p in beneath):
+        raise UsageError("is where the conversion would be made, and holds what it reads", file=str(made_in), hint=hint)
     if not where.is_folder:
         if sources & {p.resolve() for p in (*where.finals, where.path)}:
             raise UsageError("TARGET is SOURCE", file=str(where.path), hint=hint)
@@ -213,7 +217,7 @@ def _digest(source: Checkpoint, target: Target, made: _Made, steps: Sequence[Ste
     for f in made.files:
         sha.update(f.header)
     for s in made.sidecars:
-        sha.update(f"{s.name} {s.nbytes}\n".encode())
+        sha.update(f"{s.name} {s.nbytes} {s.sha256}\n".encode())
     for step in steps:
         sha.update(f"{step.parts} {step.kind} {step.source.codec} {step.target.codec} {step.recipe}\n".encode())
     sha.update(f"{target.lossless}".encode())

@@ -7,33 +7,73 @@ import shutil
 from pathlib import Path
 
 from ckpttool.commit import exists_error
-from ckpttool.errors import LocalIOError
-from ckpttool.place import RECEIPT_NAME
+from ckpttool.errors import InputError, LocalIOError, UsageError
+from ckpttool.locate import COMPANION_NAMES, INDEX_SUFFIX, LICENCE_PREFIXES, TEMPLATES
+from ckpttool.place import RECEIPT_NAME, Place
 from ckpttool.planner import Plan
+from ckpttool.reports import read_conversion
+from ckpttool.units import size
 
 OTHER = "choose another TARGET"
+NAME_LIMIT = 255
+"""Bytes of a file name, on every file system in use."""
 
 
 def check_target(plan: Plan, overwrite: bool) -> None:
-    """Refuse a target that exists, unless it may be overwritten, and a disk that is too small.
+    """Refuse a target that exists, unless it may be overwritten, a name too long, and a disk that is too small.
 
     Raises:
-        LocalIOError: either.
+        LocalIOError, UsageError: what stands against it.
     """
     place = plan.place
-    for path in place.finals:
-        if os.path.lexists(path) and not (place.is_folder and _is_empty_folder(path)):
-            if not overwrite:
-                raise exists_error(path)
-            (_refuse_other_folders if place.is_folder else _refuse_other_files)(path)
+    check_vacant(place, plan.digest, overwrite=overwrite)
+    longest = max((place.partial.name, place.receipt_name, *place.names), key=lambda n: len(os.fsencode(n)))
+    if len(os.fsencode(longest)) > NAME_LIMIT:
+        raise UsageError("TARGET's name is too long for the files beside it", file=longest, hint="give a shorter one")
     folder = next(p for p in place.path.parents if p.exists())
     if not folder.is_dir():
         raise LocalIOError("is a file, and TARGET would lie in it", file=str(folder), hint=OTHER)
-    begun = sum(p.stat().st_blocks * 512 for p in place.staged.glob("*")) if place.staged.exists() else 0
+    begun = sum(p.stat().st_blocks * 512 for p in place.staged.glob("*")) if place.staged.is_dir() else 0
     need, free = plan.nbytes - begun, shutil.disk_usage(folder).free
     if need > free:
-        text = f"needs {need:,} bytes more, {folder} has {free:,}"
+        text = f"needs {size(need)} more, {folder} has {size(free)}"
         raise LocalIOError(text, file=str(place.path), hint="free some space, or choose another disk")
+
+
+def check_vacant(place: Place, digest: str, *, overwrite: bool) -> None:
+    """Refuse what is there already, unless it may be overwritten and is of a kind that a conversion replaces.
+
+    Raises:
+        LocalIOError: it stays.
+    """
+    if place.is_folder:
+        path = place.path
+        if os.path.ismount(path):
+            raise LocalIOError("is a mount point; a folder cannot take its place", file=str(path), hint=OTHER)
+        if os.path.lexists(path) and not _is_empty_folder(path):
+            _refuse_unless(overwrite, path)
+            _refuse_other_folders(path)
+        return
+    for path in {*place.finals, place.path}:
+        if os.path.lexists(path):
+            _refuse_unless(overwrite, path)
+            _refuse_other_files(path)
+    if os.path.lexists(place.receipt):
+        _refuse_unless(overwrite or _is_of(place.receipt, digest), place.receipt)
+        _refuse_other_files(place.receipt)
+
+
+def _refuse_unless(allowed: bool, path: Path) -> None:
+    if not allowed:
+        raise exists_error(path)
+
+
+def _is_of(receipt: Path, digest: str) -> bool:
+    """Whether a receipt is that of the same conversion: what an interrupted one has left."""
+    try:
+        return read_conversion(receipt).plan == digest
+    except InputError:
+        return False
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -45,10 +85,17 @@ def _refuse_other_folders(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         what = "a link" if path.is_symlink() else "a file"
         raise LocalIOError(f"is {what}; a folder does not replace it", file=str(path), hint=OTHER)
-    names = {p.name for p in path.iterdir()}
-    if ".git" in names or not (RECEIPT_NAME in names or any(n.endswith(".safetensors") for n in names)):
+    names = sorted(p.name for p in path.iterdir())
+    others = [n for n in names if not _is_of_a_checkpoint(n)]
+    if others or not any(n == RECEIPT_NAME or n.endswith(".safetensors") for n in names):
+        what = f"holds {others[0]}, which is no part of a checkpoint" if others else "is not a checkpoint's folder"
         hint = "it would be deleted as a whole; remove it yourself, or choose another TARGET"
-        raise LocalIOError("is not a checkpoint's folder", file=str(path), hint=hint)
+        raise LocalIOError(what, file=str(path), hint=hint)
+
+
+def _is_of_a_checkpoint(name: str) -> bool:
+    known = name in COMPANION_NAMES or name in (RECEIPT_NAME, TEMPLATES, "dtypes.json")
+    return known or name.endswith((".safetensors", INDEX_SUFFIX)) or name.startswith(LICENCE_PREFIXES)
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from ckpttool.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -151,13 +154,20 @@ class Conversion:
     plan: str
 
 
-def load_conversion(text: str) -> Conversion:
-    """A receipt from the text that `dump` made of it."""
-    value: dict[str, Any] = json.loads(text)
-    files = tuple(FileReceipt(**row) for row in value.pop("files"))
-    tensors = tuple(TensorReceipt(**{**row, "shape": tuple(row["shape"])}) for row in value.pop("tensors"))
-    assumed, notes = tuple(value.pop("assumed")), tuple(value.pop("notes"))
-    return Conversion(files=files, tensors=tensors, assumed=assumed, notes=notes, **value)
+def read_conversion(path: Path) -> Conversion:
+    """The receipt at `path`.
+
+    Raises:
+        InputError: there is none, or it is not as `dump` writes it.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        files = tuple(FileReceipt(**row) for row in value.pop("files"))
+        tensors = tuple(TensorReceipt(**{**row, "shape": tuple(row["shape"])}) for row in value.pop("tensors"))
+        assumed, notes = tuple(value.pop("assumed")), tuple(value.pop("notes"))
+        return Conversion(files=files, tensors=tensors, assumed=assumed, notes=notes, **value)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise InputError("is no receipt", file=str(path), hint="give the checkpoint that was converted") from e
 
 
 @dataclass(frozen=True)

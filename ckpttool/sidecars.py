@@ -13,14 +13,14 @@ from ckpttool.archs import config as configs
 from ckpttool.archs.companions import from_gguf
 from ckpttool.archs.general import GENERATION
 from ckpttool.archs.gguf_metadata import parameter_counts, to_gguf
-from ckpttool.archs.json_files import read_object
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.choice import chosen_outtype
 from ckpttool.containers import gguf
 from ckpttool.containers.index import render_index
 from ckpttool.containers.layout import FileLayout
+from ckpttool.containers.strict_json import read_object
 from ckpttool.crc import crc32
-from ckpttool.errors import CkptError, InputError, raise_all
+from ckpttool.errors import CkptError, InputError, LocalIOError, raise_all
 from ckpttool.layouts import Draft
 from ckpttool.locate import LICENCE_PREFIXES, companions
 from ckpttool.target import Target
@@ -52,17 +52,15 @@ Content = bytes | Path | Stream
 
 @dataclass(frozen=True)
 class Sidecar:
-    """One side file to write: its bytes, a file to copy, or a stream that is made as it is written."""
+    """One side file to write: its bytes, a file to copy, or a stream that is made as it is written.
+
+    `nbytes` is what it will have; `sha256` is known where it is there already.
+    """
 
     name: str
     content: Content
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes the file will have."""
-        if isinstance(self.content, Path):
-            return self.content.stat().st_size
-        return len(self.content) if isinstance(self.content, bytes) else self.content.nbytes
+    nbytes: int
+    sha256: str | None
 
     def chunks(self) -> Iterable[bytes]:
         """The bytes, piece by piece."""
@@ -74,6 +72,16 @@ class Sidecar:
             yield self.content
         else:
             yield from self.content
+
+
+def sidecar(name: str, content: Content) -> Sidecar:
+    """A side file; one that is copied is read here, so that a change before it is written does not go unnoticed."""
+    if isinstance(content, bytes):
+        return Sidecar(name, content, len(content), hashlib.sha256(content).hexdigest())
+    if isinstance(content, Path):
+        with content.open("rb") as f:
+            return Sidecar(name, content, content.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest())
+    return Sidecar(name, content, content.nbytes, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +102,13 @@ class Written:
     sha256: str
 
 
-def write_sidecar(sidecar: Sidecar, folder: Path) -> Written:
-    """Write the file and say what it came to."""
+def write_sidecar(sidecar: Sidecar, folder: Path, *, verify: bool) -> Written:
+    """Write the file, read it back if asked to, and say what it came to.
+
+    Raises:
+        InputError: the file that is copied is not what it was when the conversion was planned.
+        LocalIOError: what was read back differs.
+    """
     digest, crc, nbytes = hashlib.sha256(), 0, 0
     path = folder / sidecar.name
     path.parent.mkdir(exist_ok=True)
@@ -105,7 +118,15 @@ def write_sidecar(sidecar: Sidecar, folder: Path) -> Written:
             digest.update(piece)
             crc = crc32(piece, crc)
             nbytes += len(piece)
-    return Written(nbytes, crc, digest.hexdigest())
+    written = Written(nbytes, crc, digest.hexdigest())
+    if nbytes != sidecar.nbytes or sidecar.sha256 not in (None, written.sha256):
+        raise InputError("has changed while it was converted", file=sidecar.name, hint="give the same command again")
+    if verify:
+        with path.open("rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != written.sha256:
+                text = "what was read back differs from what was written"
+                raise LocalIOError(text, file=sidecar.name, hint="check the disk and the memory")
+    return written
 
 
 def sidecars(
@@ -118,17 +139,17 @@ def sidecars(
     """
     found = canonical_companions(source, target)
     config = found.config
-    out = [Sidecar(n, c) for n, c in found.files.items() if n not in LEFT]
+    out = [sidecar(n, c) for n, c in found.files.items() if n not in LEFT]
     if target.to == "openai":
-        out.append(Sidecar(CONFIG, configs.hf_to_openai(_table(source), json.loads(config))))
-        out.append(Sidecar("dtypes.json", configs.dtypes(_table(source), [t for f in files for t in f.tensors])))
+        out.append(sidecar(CONFIG, configs.hf_to_openai(_table(source), json.loads(config))))
+        out.append(sidecar("dtypes.json", configs.dtypes(_table(source), [t for f in files for t in f.tensors])))
     else:
         experts = "mxfp4" if mxfp4 else None
-        out.append(Sidecar(CONFIG, configs.with_quantization(config, _table(source), experts, target.dtype)))
+        out.append(sidecar(CONFIG, configs.with_quantization(config, _table(source), experts, target.dtype)))
     if len(files) > 1:
         weight_map = {t.name: f.name for f in files for t in f.tensors}
         total = sum(t.nbytes for f in files for t in f.tensors)
-        out.append(Sidecar("model.safetensors.index.json", render_index(weight_map, total)))
+        out.append(sidecar("model.safetensors.index.json", render_index(weight_map, total)))
     return sorted(out, key=lambda s: s.name), found.assumed, (*found.notes, *_missing({s.name for s in out}))
 
 

@@ -1,7 +1,7 @@
 """The folder of an unfinished conversion: locked, taken up again, and put in place as a whole.
 
-The commit may be interrupted too, between the renames of a split set: a marker says that everything is made, and the
-same command then only finishes the renames.
+Nothing that an interrupted run has left is believed: slabs are held against their CRCs, and a commit that stopped
+between its renames is either finished or taken back and made again.
 """
 
 from __future__ import annotations
@@ -14,37 +14,61 @@ from pathlib import Path
 
 import numpy as np
 
-from ckpttool.commit import exists_error, move_in, sync_folder
+from ckpttool.commit import move_in
 from ckpttool.containers.source import LocalTarget
 from ckpttool.crc import crc32
-from ckpttool.errors import LocalIOError
+from ckpttool.errors import InputError, LocalIOError
 from ckpttool.journal import Entry, read_entries
 from ckpttool.place import Place
 from ckpttool.planner import Plan
-from ckpttool.reports import Conversion, load_conversion
+from ckpttool.preflight import check_vacant
+from ckpttool.reports import Conversion, read_conversion
 from ckpttool.steps import target_ranges
 
-OURS = frozenset({"files", "journal", "journal.new", "lock", "complete"})
+OURS = frozenset({"files", "files.old", "journal", "journal.new", "lock"})
 """What the folder of an unfinished conversion may hold; it is deleted at the end."""
 
 
 @contextlib.contextmanager
 def locked(place: Place) -> Iterator[None]:
-    """The folder of the unfinished conversion, made if need be, and ours alone while we work in it."""
-    place.staged.mkdir(parents=True, exist_ok=True)
-    strangers = sorted({p.name for p in place.partial.iterdir()} - OURS)
-    if strangers:
-        hint = "conversions are made there; move it away, or choose another TARGET"
-        raise LocalIOError(f"holds {strangers[0]}, which is not ours", file=str(place.partial), hint=hint)
-    fd = os.open(place.partial / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    """The folder of the unfinished conversion, made if need be, and ours alone while we work in it.
+
+    Raises:
+        LocalIOError: another run works there, or it holds what no conversion has made.
+    """
+    _refuse_strangers(place.partial)
+    place.partial.mkdir(parents=True, exist_ok=True)
+    path = place.partial / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
-        # A run that ends takes its lock file along: what we then hold is no lock.
-        if not _lock(fd) or not (place.partial / "lock").exists():
+        if not _lock(fd) or not _is_at(fd, path):
             hint = "wait for it, or choose another TARGET"
             raise LocalIOError("another conversion is writing here", file=str(place.partial), hint=hint)
         yield
     finally:
         os.close(fd)
+
+
+def _refuse_strangers(partial: Path) -> None:
+    """A folder of this name that somebody else made is neither written into nor deleted."""
+    if not os.path.lexists(partial):
+        return
+    hint = "conversions are made there; move it away, or choose another TARGET"
+    if partial.is_symlink() or not partial.is_dir():
+        raise LocalIOError("is no folder of ours", file=str(partial), hint=hint)
+    names = {p.name for p in partial.iterdir()}
+    strangers = sorted(names - OURS) or sorted(names if "lock" not in names else ())
+    strangers += sorted(p.name for p in partial.iterdir() if p.is_symlink())
+    if strangers:
+        raise LocalIOError(f"holds {strangers[0]}, which is not ours", file=str(partial), hint=hint)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether the file we hold still has its name: a run that ends takes its lock along, and the next makes another."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(fd: int) -> bool:
@@ -69,9 +93,10 @@ def resumed(plan: Plan) -> dict[int, Entry]:
     """The slabs of an earlier run that are still there, byte for byte; everything else of it is removed."""
     place = plan.place
     entries = read_entries(place.partial / "journal", plan.digest)
-    if entries is None:
+    if entries is None and place.staged.exists():
         shutil.rmtree(place.staged)
-        place.staged.mkdir()
+    place.staged.mkdir(exist_ok=True)
+    if entries is None:
         return {}
     sizes = {layout.name: layout.size for layout in plan.files}
     held: dict[str, LocalTarget] = {}
@@ -101,52 +126,69 @@ def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:
     return True
 
 
-def is_complete(place: Place, digest: str) -> bool:
-    """Whether all files of this plan are made, so that only renames are left."""
+def settle(place: Place, digest: str, *, verify: bool) -> Conversion | None:
+    """What an interrupted commit of this very plan has left: finished, or taken back to be made again.
+
+    Returns the receipt where nothing but the traces was left to clear away, None where there is work to do.
+    """
+    if read_entries(place.partial / "journal", digest) is None:
+        return None
+    receipt = _receipt_of(place.receipt, digest)
+    if receipt is None:
+        return None
+    with locked(place):
+        staged = [_counterpart(place, path) for path in place.finals]
+        if place.is_folder:
+            made = [_receipt_of(staged[0] / place.receipt_name, digest) is not None]
+        else:
+            made = [os.path.lexists(path) for path in staged]
+        there = [os.path.lexists(path) for path in place.finals]
+        if all(there) and not any(made) and (receipt.verified or not verify):
+            discard(place)
+            return receipt
+        if not place.is_folder:
+            place.staged.mkdir(exist_ok=True)
+            for final, path, is_there, is_made in zip(place.finals, staged, there, made, strict=True):
+                if is_there and not is_made:
+                    final.replace(path)
+    return None
+
+
+def _counterpart(place: Place, final: Path) -> Path:
+    return place.staged if place.is_folder else place.staged / final.name
+
+
+def _receipt_of(path: Path, digest: str) -> Conversion | None:
+    """The receipt at `path` if it is of this plan."""
     try:
-        return (place.partial / "complete").read_text("ascii") == digest
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
-        return False
+        receipt = read_conversion(path)
+    except (InputError, LocalIOError):
+        return None
+    return receipt if receipt.plan == digest else None
 
 
-def complete(place: Place, digest: str) -> None:
-    """Say so, durably."""
-    write_durably(place.partial / "complete", digest)
-    sync_folder(place.partial)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file and have it on the disk."""
-    with path.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def commit(place: Place, digest: str, overwrite: bool) -> Conversion:
-    """Rename what is made to where it belongs, or what an interrupted commit left of it; returns the receipt.
+def commit(plan: Plan, *, overwrite: bool) -> None:
+    """Rename what is made to where it belongs; a split set's first shard, which makes it loadable, last.
 
     Raises:
-        LocalIOError: a target exists and may not be replaced, or the file system refuses.
+        LocalIOError: a target has come into being meanwhile and may not be replaced, or the file system refuses.
     """
-    if place.is_folder:
-        # After an exchange the old target lies there, under another receipt; it is only to be deleted.
-        if _is_of(place.staged / place.receipt_name, digest):
-            move_in(place.staged, place.path, overwrite=overwrite)
-    else:
-        left = [path for path in place.finals if os.path.lexists(place.staged / path.name)]
+    place = plan.place
+    check_vacant(place, plan.digest, overwrite=overwrite)
+    if not place.is_folder:
         place.path.parent.mkdir(parents=True, exist_ok=True)
-        for path in left:
-            if os.path.lexists(path) and not overwrite:
-                raise exists_error(path)
-        if (place.staged / place.receipt_name).exists():
-            move_in(place.staged / place.receipt_name, place.receipt, overwrite=True)
-        for path in left:
-            move_in(place.staged / path.name, path, overwrite=overwrite)
-    conversion = load_conversion(place.receipt.read_text("utf-8"))
-    shutil.rmtree(place.partial)
-    return conversion
+        move_in(place.staged / place.receipt_name, place.receipt, overwrite=True)
+    for final in place.finals:
+        move_in(_counterpart(place, final), final, overwrite=overwrite)
+    discard(place)
 
 
-def _is_of(receipt: Path, digest: str) -> bool:
-    return receipt.is_file() and load_conversion(receipt.read_text("utf-8")).plan == digest
+def discard(place: Place) -> None:
+    """Delete the folder of the conversion, the lock last: whoever gets it then finds nothing that is being deleted."""
+    for path in place.partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+    (place.partial / "lock").unlink(missing_ok=True)
+    place.partial.rmdir()

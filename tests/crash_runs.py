@@ -74,7 +74,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "create": (LocalTarget, "create"),
     "sidecar": (execute, "write_sidecar"),
     "sync": (execute, "_sync"),
-    "receipt": (execute, "write_durably"),
+    "receipt": (execute, "_write_durably"),
     "rename": (workplace, "move_in"),
     "exchange": (commit, "_exchange"),
 }
