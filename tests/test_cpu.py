@@ -384,21 +384,24 @@ def test_random_blocks_and_recipes(seed: int, recipe: Recipe, dtype: str, packin
     assert np.array_equal(blocks, want_blocks)
 
 
-def test_numpy_stands_in_for_numba() -> None:
-    """A process that cannot import numba: one warning, the same bytes."""
-    code = """
-import sys; sys.modules["numba"] = None
+@pytest.mark.parametrize("setting", [{}, {"NUMBA_DISABLE_JIT": "1"}], ids=["absent", "disabled"])
+def test_numpy_stands_in_for_numba(setting: dict[str, str]) -> None:
+    """A process that cannot import numba, or must not compile with it: one warning, the same bytes."""
+    code = "" if setting else 'import sys; sys.modules["numba"] = None'
+    code += """
 import numpy as np
 from ckpttool.codecs import arrays, cpu
 x = (np.random.default_rng(1).standard_normal((6, 96)) * 0.02).astype(np.float32)
 for _ in range(2): blocks, scales = arrays.quantize(x)
 print(cpu.backend(), blocks.tobytes().hex(), scales.tobytes().hex())
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=ROOT, env=os.environ | setting, capture_output=True, text=True, check=True)
     x = (np.random.default_rng(1).standard_normal((6, 96)) * 0.02).astype(np.float32)
     blocks, scales = arrays.quantize(x)
     assert done.stdout.split() == ["numpy", blocks.tobytes().hex(), scales.tobytes().hex()]
     assert done.stderr.count("the codecs run slowly, on numpy") == 1
+    assert "".join(setting) in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

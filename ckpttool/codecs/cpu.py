@@ -11,8 +11,8 @@ Plain numbers are the unsigned integers of their bits (uint16 for BF16 and F16, 
 for that of scales, which lies anywhere.
 
 Errors: `BadBlock` names row, part and block, `BadValue` the element; what `out` then holds is undefined. ValueError for
-arrays that do not fit together. Where numba cannot be imported the same functions run on numpy, some hundred times
-slower, and a warning says so once.
+arrays that do not fit together. Where numba cannot be imported or may not compile (NUMBA_DISABLE_JIT), the same
+functions run on numpy, some hundred times slower, and a warning says so once.
 """
 
 from __future__ import annotations
@@ -59,10 +59,13 @@ def _kernels() -> ModuleType:
     with _lock:
         if _module is None:
             try:
-                importlib.import_module("numba")
+                if importlib.import_module("numba").config.DISABLE_JIT:
+                    raise ImportError("NUMBA_DISABLE_JIT is set")
                 _module = importlib.import_module("ckpttool.codecs.cpu_kernels")
             except ImportError as error:
-                logging.getLogger("ckpttool").warning("no numba (%s): the codecs run slowly, on numpy", error)
+                logging.getLogger("ckpttool").warning(
+                    "no compiled kernels (%s): the codecs run slowly, on numpy", error
+                )
                 _module = importlib.import_module("ckpttool.codecs.cpu_numpy")
     return _module
 
