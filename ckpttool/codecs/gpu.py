@@ -59,12 +59,16 @@ _TIES: Final = {
 }
 _NOTHING: Final = 2**63 - 1
 
-LANES: Final = 128
-"""Blocks that a program of the row kernels works on, one a thread."""
+PAIR, GGML = Packing.pair, Packing.ggml
+QUANTIZE_ROWS: Final = {PAIR: (128, 4), GGML: (256, 4)}
+DEQUANTIZE_ROWS: Final = {PAIR: (64, 2), GGML: (128, 4)}
+REPACK: Final = {PAIR: (256, 2), GGML: (256, 4)}
+"""Blocks that a program of the row kernels works on, and its warps, by packing (of the target, for repack): measured on
+an H200, see tests/bench/gpu_kernels.py. A thread has one block, or a few."""
 
-QUANTIZE_TILE: Final = (4, 32)
-DEQUANTIZE_TILE: Final = (4, 32)
-"""Blocks along K, and words along N, that a program of the column kernels works on, one of each a thread."""
+QUANTIZE_COLUMNS: Final = {PAIR: (4, 32), GGML: (4, 32)}
+DEQUANTIZE_COLUMNS: Final = {PAIR: (2, 64), GGML: (1, 128)}
+"""Blocks along K, and words along N, that the four warps of a program of the column kernels work on."""
 
 
 def unsupported(device: torch.device) -> str | None:
@@ -150,9 +154,8 @@ def _mxfp4(blocks: Tensor, scales: Tensor, packing: Packing, shape: tuple[int, i
     _require(packing in (Packing.pair, Packing.ggml), f"MXFP4 has no packing {packing}")
     _require(k % 32 == 0, f"rows of {k} elements are no whole number of blocks of 32")
     groups = k // 32
-    _require(
-        blocks.dtype == scales.dtype == torch.uint8, f"blocks are {blocks.dtype}, scales {scales.dtype}, not uint8"
-    )
+    for name, x in ("blocks", blocks), ("scales", scales):
+        _require(x.dtype == torch.uint8, f"{name} are {x.dtype}, expected torch.uint8")
     for name, x, wanted in ("blocks", blocks, (rows, parts, groups, 16)), ("scales", scales, (rows, parts, groups)):
         _require(tuple(x.shape) == wanted, f"{name} have shape {tuple(x.shape)}, expected {wanted}")
     ggml = packing is Packing.ggml
@@ -176,7 +179,9 @@ def _columns(name: str, x: Tensor, dtype: str, parts: int) -> tuple[Tensor, tupl
     cube = x if x.dim() == 3 else x[None]
     experts, k, n = cube.shape
     _require(parts > 0 and n % parts == 0, f"{n} columns do not divide among {parts} parts")
-    _require(cube.element_size() == ITEMSIZE[dtype], f"{name} is {x.dtype}, not {dtype}'s width")
+    size = ITEMSIZE[dtype]
+    _require(cube.element_size() == size, f"{name} is {x.dtype}, expected {size} bytes an element for {dtype}")
+    _require(cube.stride(2) == 1 or n <= 1, f"the last axis of {name} is not contiguous")
     return cube, (experts * (n // max(1, parts)), parts, k)
 
 
@@ -210,12 +215,16 @@ def _aligned(groups: int, parts: int, *runs: _Run) -> bool:
     return bool(structs) and _dense(groups, *structs) and not any(v % 4 for v in places)
 
 
-def _lines(name: str, cube: Tensor, dtype: str) -> tuple[Tensor, int, int]:
-    """Columns [E, K, N] as bytes, the distance of experts in bytes, and that of lines in words of 4 bytes."""
-    flat = _plain(name, cube, dtype, tuple(cube.shape))
+def _lines(cube: Tensor, dtype: str) -> tuple[Tensor, int, int] | None:
+    """Columns [E, K, N] as bytes, the distance of experts in bytes, and that of lines in words of 4 bytes.
+
+    None where lines are no whole words: an odd number of BF16 columns, or lines that start between words.
+    """
     size = ITEMSIZE[dtype]
-    _require(cube.shape[2] * size % 4 == 0, f"{name} has {cube.shape[2]} columns, expected an even number")
-    return flat, cube.stride(0) * size, cube.stride(1) * size // 4
+    expert, line = cube.stride(0) * size, cube.stride(1) * size
+    if any(v % 4 for v in (cube.data_ptr(), expert if len(cube) > 1 else 0, line, cube.shape[2] * size)):
+        return None
+    return cube.view(torch.uint8), expert, line // 4
 
 
 def _require_exact(out_dtype: str) -> None:
@@ -259,12 +268,13 @@ def quantize_rows(
     with _on_device(x, blocks, scales):
         note = new_status(x.device) if status is None else status
         (a, b, s), rows, parts, groups = _geometry(operands, shape)
-        lanes = LANES // 2 if dtype == "F32" else LANES
+        lanes, warps = QUANTIZE_ROWS[packing]
         for span in _spans(rows * groups, _aligned(groups, parts, s)):
             gpu_rows.quantize_rows[_grid(span, parts, lanes)](
                 a.tensor, b.tensor, s.tensor, note, span[0], span[1], groups, *_strides(a, b, s),
                 SOURCE=_DTYPES[dtype], **_how(recipe), GGML=packing is Packing.ggml, PARTS=parts,
                 X_DENSE=_dense(groups, a), OUT_DENSE=_dense(groups, b, s), ALIGNED=span[2], BLOCKS=lanes,
+                num_warps=warps,
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
@@ -276,24 +286,27 @@ def quantize_columns(
 ) -> None:  # fmt: skip
     """MXFP4 by `recipe` of columns `x` [K, N] or [E, K, N]: transposed and de-interleaved on the way.
 
-    Errors as `quantize_rows`. N must be even but for F32.
+    Errors as `quantize_rows`. Lines that are no whole words of 4 bytes are transposed in memory first.
     """
     parts = blocks.shape[1] if blocks.dim() == 4 else 0
     cube, shape = _columns("x", x, dtype, parts)
     b, s = _mxfp4(blocks, scales, packing, shape)
-    flat, expert, line = _lines("x", cube, dtype)
+    lines = _lines(cube, dtype)
+    if lines is None:
+        rows = cube.transpose(1, 2).contiguous().view(shape)
+        return quantize_rows(rows, dtype, recipe, packing, blocks, scales, status)
     with _on_device(x, blocks, scales):
         note = new_status(x.device) if status is None else status
         experts, k, n = cube.shape
-        words = n * ITEMSIZE[dtype] // 4
+        tile = QUANTIZE_COLUMNS[packing]
         if cube.numel():
-            gpu_columns.quantize_columns[_tiles(k // 32, words, experts, QUANTIZE_TILE)](
-                flat, b.tensor, s.tensor, note, k // 32, n, expert, line, *_strides(b, s), SOURCE=_DTYPES[dtype],
-                **_how(recipe), GGML=packing is Packing.ggml, PARTS=parts, GROUPS=QUANTIZE_TILE[0],
-                WORDS=QUANTIZE_TILE[1],
+            gpu_columns.quantize_columns[_tiles(k // 32, n * ITEMSIZE[dtype] // 4, experts, tile)](
+                lines[0], b.tensor, s.tensor, note, k // 32, n, *lines[1:], *_strides(b, s), SOURCE=_DTYPES[dtype],
+                **_how(recipe), GGML=packing is Packing.ggml, PARTS=parts, GROUPS=tile[0], WORDS=tile[1],
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
+    return None
 
 
 def dequantize_rows(
@@ -310,11 +323,12 @@ def dequantize_rows(
     with _on_device(out, blocks, scales):
         note = new_status(out.device) if status is None else status
         (b, s, o), rows, parts, groups = _geometry(operands, shape)
+        lanes, warps = DEQUANTIZE_ROWS[packing]
         for span in _spans(rows * groups, _aligned(groups, parts, s)):
-            gpu_rows.dequantize_rows[_grid(span, parts, LANES)](
+            gpu_rows.dequantize_rows[_grid(span, parts, lanes)](
                 b.tensor, s.tensor, o.tensor, note, span[0], span[1], groups, *_strides(b, s, o),
                 TARGET=_DTYPES[out_dtype], GGML=packing is Packing.ggml, PARTS=parts, IN_DENSE=_dense(groups, b, s),
-                OUT_DENSE=_dense(groups, o), ALIGNED=span[2], BLOCKS=LANES,
+                OUT_DENSE=_dense(groups, o), ALIGNED=span[2], BLOCKS=lanes, num_warps=warps,
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
@@ -325,21 +339,26 @@ def dequantize_columns(
 ) -> None:
     """The values of MXFP4 as columns `out` [K, N] or [E, K, N] of BF16 or F32: interleaved and transposed.
 
-    Errors as `dequantize_rows`. N must be even.
+    Errors as `dequantize_rows`. Lines that are no whole words of two columns are transposed in memory last.
     """
     _require_exact(out_dtype)
     parts = blocks.shape[1] if blocks.dim() == 4 else 0
     cube, shape = _columns("out", out, out_dtype, parts)
-    _require(cube.shape[2] % 2 == 0, f"{cube.shape[2]} columns, expected an even number")
     b, s = _mxfp4(blocks, scales, packing, shape)
-    flat, expert, line = _lines("out", cube, out_dtype)
+    experts, k, n = cube.shape
+    lines = _lines(cube, out_dtype)
+    if lines is None or n % 2:
+        rows = torch.empty(shape, dtype=out.dtype, device=out.device)
+        dequantize_rows(blocks, scales, packing, rows, out_dtype, status)
+        cube.copy_(rows.view(experts, n, k).transpose(1, 2))
+        return
     with _on_device(out, blocks, scales):
         note = new_status(out.device) if status is None else status
-        experts, k, n = cube.shape
+        tile = DEQUANTIZE_COLUMNS[packing]
         if cube.numel():
-            gpu_columns.dequantize_columns[_tiles(k // 32, n // 2, experts, DEQUANTIZE_TILE)](
-                b.tensor, s.tensor, flat, note, k // 32, n, expert, line, *_strides(b, s), TARGET=_DTYPES[out_dtype],
-                GGML=packing is Packing.ggml, PARTS=parts, GROUPS=DEQUANTIZE_TILE[0], WORDS=DEQUANTIZE_TILE[1],
+            gpu_columns.dequantize_columns[_tiles(k // 32, n // 2, experts, tile)](
+                b.tensor, s.tensor, lines[0], note, k // 32, n, *lines[1:], *_strides(b, s),
+                TARGET=_DTYPES[out_dtype], GGML=packing is Packing.ggml, PARTS=parts, GROUPS=tile[0], WORDS=tile[1],
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
@@ -354,11 +373,12 @@ def repack(
     operands = (*_mxfp4(blocks, scales, packing, shape), *_mxfp4(out_blocks, out_scales, out_packing, shape))
     with _on_device(blocks, scales, out_blocks, out_scales):
         (b, s, ob, os), rows, parts, groups = _geometry(operands, shape)
+        lanes, warps = REPACK[out_packing]
         ggml, out_ggml = packing is Packing.ggml, out_packing is Packing.ggml
         aligned = _aligned(groups, parts, *(r for r in (s, os) if r.unit == 17))
         for span in _spans(rows * groups, aligned):
-            gpu_rows.repack[_grid(span, parts, LANES)](
+            gpu_rows.repack[_grid(span, parts, lanes)](
                 b.tensor, s.tensor, ob.tensor, os.tensor, span[0], span[1], groups, *_strides(b, s, ob, os),
                 GGML=ggml, OUT_GGML=out_ggml, IN_DENSE=_dense(groups, b, s), OUT_DENSE=_dense(groups, ob, os),
-                ALIGNED=span[2], BLOCKS=LANES,
+                ALIGNED=span[2], BLOCKS=lanes, num_warps=warps,
             )  # fmt: skip

@@ -140,25 +140,32 @@ def load_struct(at):
 
 
 @jit
-def load_column(
-    blocks, scales, status, g, groups, n, columns, expert, block_row, block_part, scale_row, scale_part,
-    GGML: tl.constexpr, PARTS: tl.constexpr,
+def load_columns(
+    blocks, scales, status, g0, groups, n0, columns, expert, block_row, block_part, scale_row, scale_part,
+    GGML: tl.constexpr, PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Four words of block `g` of each column of `n`, and the BF16 bits of the scales. All must exist."""
+    """Four words [GROUPS, WORDS] of each block of columns n0, n0 + 2 ..., and the BF16 bits of the scales.
+
+    Lanes and blocks outside load what the last one inside does.
+    """
+    n = tl.minimum(n0 + tl.arange(0, WORDS) * 2, columns - 1)
+    g = tl.minimum(g0 + tl.arange(0, GROUPS), groups - 1)
     row = expert * (columns // PARTS) + n // PARTS
     part = n % PARTS
-    to_scale = scales + row.to(tl.int64) * scale_row + part.to(tl.int64) * scale_part
+    to_scale = (scales + row.to(tl.int64) * scale_row + part.to(tl.int64) * scale_part)[None, :]
     if GGML:
-        words, scale = load_struct(to_scale + g * 17)
+        words, scale = load_struct(to_scale + g[:, None] * 17)
     else:
-        scale = tl.load(to_scale + g).to(tl.int32)
-        at = blocks + row.to(tl.int64) * block_row + part.to(tl.int64) * block_part + g * 16
-        four = tl.load(at.to(tl.pointer_type(tl.uint32))[:, None] + tl.arange(0, 4)[None, :])
-        even, odd = tl.split(four.reshape(n.shape[0], 2, 2))
+        scale = tl.load(to_scale + g[:, None]).to(tl.int32)
+        to_block = (blocks + row.to(tl.int64) * block_row + part.to(tl.int64) * block_part)[None, :]
+        at = (to_block + g[:, None] * 16).to(tl.pointer_type(tl.uint32))
+        four = tl.load(at[:, :, None] + tl.arange(0, 4)[None, None, :])
+        even, odd = tl.split(four.reshape(GROUPS, WORDS, 2, 2))
         a, c = tl.split(even)
         b, d = tl.split(odd)
         words = (a, b, c, d)
-    report_undecodable(status, (row * PARTS + part).to(tl.int64) * groups + g, scale, words, n >= 0)
+    index = (row * PARTS + part)[None, :].to(tl.int64) * groups + g[:, None]
+    report_undecodable(status, index, scale, words, scale >= 0)
     return words, scale_value(scale)
 
 
@@ -182,30 +189,22 @@ def dequantize_columns(
     blocks, scales, out, status, groups, columns, out_expert, line, block_row, block_part, scale_row, scale_part,
     TARGET: tl.constexpr, GGML: tl.constexpr, PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """GROUPS blocks of 2 WORDS columns of one expert; see `gpu.dequantize_columns`.
-
-    A lane takes its blocks one after the other, all loads first: neighbouring lanes read from different rows, and the
-    second block is what the first one's sector has left. Lanes and blocks outside work on the last one inside.
-    """
+    """A tile of GROUPS blocks by WORDS pairs of columns of one expert; see `gpu.dequantize_columns`."""
     g0 = tl.program_id(0) * GROUPS
-    w = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
+    w0 = tl.program_id(1) * WORDS
     expert = tl.program_id(2)
-    n = tl.minimum(w * 2, columns - 2)
-    blocks_read = ()
-    for i in tl.static_range(GROUPS):
-        g = tl.minimum(g0 + i, groups - 1)
-        low, low_scale = load_column(
-            blocks, scales, status, g, groups, n, columns, expert, block_row, block_part, scale_row, scale_part,
-            GGML, PARTS,
-        )  # fmt: skip
-        high, high_scale = load_column(
-            blocks, scales, status, g, groups, n + 1, columns, expert, block_row, block_part, scale_row, scale_part,
-            GGML, PARTS,
-        )  # fmt: skip
-        blocks_read = blocks_read + ((low, high, low_scale | (high_scale << 16)),)
+    low, low_scale = load_columns(
+        blocks, scales, status, g0, groups, w0 * 2, columns, expert, block_row, block_part, scale_row, scale_part,
+        GGML, PARTS, GROUPS, WORDS,
+    )  # fmt: skip
+    high, high_scale = load_columns(
+        blocks, scales, status, g0, groups, w0 * 2 + 1, columns, expert, block_row, block_part, scale_row, scale_part,
+        GGML, PARTS, GROUPS, WORDS,
+    )  # fmt: skip
+    g = g0 + tl.arange(0, GROUPS)
+    w = w0 + tl.arange(0, WORDS)
     per_pair: tl.constexpr = 2 if TARGET == F32 else 1
-    to = (out + expert.to(tl.int64) * out_expert).to(tl.pointer_type(tl.uint32))
-    for i in tl.static_range(GROUPS):
-        low, high, factor = blocks_read[i]
-        at = to + (g0 + i).to(tl.int64) * (line * 32) + w * per_pair
-        store_lines(at, low, high, factor, line, (w < columns // 2) & (g0 + i < groups), TARGET, GGML)
+    at = (out + expert.to(tl.int64) * out_expert).to(tl.pointer_type(tl.uint32))
+    at = at + g.to(tl.int64)[:, None] * (line * 32) + w[None, :] * per_pair
+    inside = (g < groups)[:, None] & (w < columns // 2)[None, :]
+    store_lines(at, low, high, low_scale | (high_scale << 16), line, inside, TARGET, GGML)
