@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from ckpttool.codecs.cpu_jit import inlined
-from ckpttool.codecs.cpu_lanes import peek, poke
+from ckpttool.codecs.cpu_lanes import BITS8, BITS16, BITS32, peek, poke
 from ckpttool.codecs.reference import BadBlock
 
 BF16: Final = 0
 F16: Final = 1
 F32: Final = 2
+DTYPES: Final = {"BF16": BF16, "F16": F16, "F32": F32}
 
 NAN: Final = 0
 INF: Final = 1
@@ -34,10 +33,6 @@ EVEN: Final = 1
 RCEIL: Final = 2
 BEST: Final = 3
 
-_U8 = np.uint8(0)
-_U16 = np.uint16(0)
-_U32 = np.uint32(0)
-
 
 def raise_found(found: int, parts: int, groups: int) -> None:
     """Raise the `BadBlock` that a kernel's result stands for: -1, or 8 times a flat block index plus the kind."""
@@ -51,8 +46,8 @@ def raise_found(found: int, parts: int, groups: int) -> None:
 def f32_bits(address: int, dtype: int) -> int:
     """F32 bits of one number at an address."""
     if dtype == F32:
-        return peek(_U32, address)
-    raw = peek(_U16, address)
+        return peek(BITS32, address)
+    raw = peek(BITS16, address)
     if dtype == BF16:
         return raw << 16
     sign, exponent, fraction = (raw & 0x8000) << 16, (raw >> 10) & 31, raw & 0x3FF
@@ -141,7 +136,7 @@ def quantize_exactly(
         scale += 1
     if scale == 253 and _code(amax, scale, ties) >= 6:
         return OVERFLOW
-    poke(_U8, out_scale, scale)
+    poke(BITS8, out_scale, scale)
     for j in range(16):
         byte = 0
         for half in range(2):
@@ -150,7 +145,7 @@ def quantize_exactly(
             code = _code(bits & 0x7FFFFFFF, scale, ties) | ((bits >> 28) & 8)
             if code != dropped:
                 byte |= code << (4 * half)
-        poke(_U8, out + j, byte)
+        poke(BITS8, out + j, byte)
     return -1
 
 
@@ -158,15 +153,15 @@ def quantize_exactly(
 def dequantize_exactly(blocks: int, scale: int, table: int, ggml: bool, dtype: int, out: int, step: int) -> int:
     """One block by `table` (uint32 [256, 16] at an address) to 32 numbers `step` bytes apart; -1 or the badness."""
     for j in range(16):
-        byte = peek(_U8, blocks + j)
+        byte = peek(BITS8, blocks + j)
         for half in range(2):
             code = (byte >> (4 * half)) & 15
-            bits = peek(_U32, table + 4 * (16 * scale + code))
+            bits = peek(BITS32, table + 4 * (16 * scale + code))
             if (bits & INF_BITS) == INF_BITS:
                 return SCALE if scale == 255 else OVERFLOW
             i = j + 16 * half if ggml else 2 * j + half
             if dtype == F32:
-                poke(_U32, out + i * step, bits)
+                poke(BITS32, out + i * step, bits)
             else:
-                poke(_U16, out + i * step, bits >> 16)
+                poke(BITS16, out + i * step, bits >> 16)
     return -1

@@ -121,7 +121,7 @@ def _warn(folder: str, error: Exception) -> None:
     if folder not in _warned:
         _warned.add(folder)
         logging.getLogger("ckpttool").warning(
-            "kernels are compiled anew, as their cache fails: %r; if it fails again, delete its .nbi and .nbc files: %s",
+            "kernels are compiled anew, as their cache fails: %r; if it does again, delete its .nbi and .nbc files: %s",
             error,
             folder,
         )

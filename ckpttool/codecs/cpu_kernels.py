@@ -17,6 +17,7 @@ from ckpttool.codecs import reference
 from ckpttool.codecs.cpu_exact import (
     BEST,
     BF16,
+    DTYPES,
     EVEN,
     F16,
     F32,
@@ -27,7 +28,7 @@ from ckpttool.codecs.cpu_exact import (
     raise_found,
 )
 from ckpttool.codecs.cpu_jit import inlined, kernel, place
-from ckpttool.codecs.cpu_lanes import VECTOR_BITS, lowest_bit, peek, poke, width
+from ckpttool.codecs.cpu_lanes import BITS8, BITS64, VECTOR_BITS, lowest_bit, peek, poke, width
 from ckpttool.codecs.cpu_mxfp4 import (
     block_gain,
     block_maximum,
@@ -49,6 +50,7 @@ from ckpttool.codecs.cpu_plain_kernels import (
     convert,
     dequantize_q8_0,
     quantize_q8_0,
+    row_addresses,
     transpose_to_columns,
     transpose_to_rows,
 )
@@ -71,14 +73,11 @@ __all__ = [
 Bits = NDArray[Any]
 Ints = tuple[int, ...]
 
-_DTYPES: Final = {"BF16": BF16, "F16": F16, "F32": F32}
 _RULES: Final = {ScaleRule.floor: FLOOR, ScaleRule.even: EVEN, ScaleRule.rceil: RCEIL, ScaleRule.best: BEST}
 _TIES: Final = {TieRule.even: 0, TieRule.away: 1, TieRule.zero: 2}
 _UNITS: Final = {"BF16": np.uint16(0), "F16": np.uint32(0), "F32": np.uint32(0)}
 _LEVELS: Final = (8, 20, 26, 30, 34, 38, 42)
 """The seven thresholds as `cpu_mxfp4` levels: four to a doubling, twice that with the values between."""
-_U8 = np.uint8(0)
-_I64 = np.int64(0)
 CHUNK: Final = 64
 """Blocks of a row whose candidates for a higher scale are bits of one int64; F16 is widened by as many."""
 WIDE: Final = 256
@@ -128,7 +127,7 @@ def _quantize_chunk(
             encode_ggml(unit, at, scale, limits, dropped, blocks + g * b)
         else:
             encode_pair(unit, at, scale, limits, dropped, blocks + g * b)
-        poke(_U8, scales + g * s, scale)
+        poke(BITS8, scales + g * s, scale)
         above = (amax & ((1 << mantissa) - 1)) > (3 << (mantissa - 2)) and scale < 252
         candidates |= int(above) << g
     if rule != BEST:
@@ -137,13 +136,13 @@ def _quantize_chunk(
         g = lowest_bit(candidates)
         candidates &= candidates - 1
         at = x + g * 32 * size
-        scale = peek(_U8, scales + g * s)
+        scale = peek(BITS8, scales + g * s)
         scale += block_gain(unit, at, scale) > 0
         if ggml:
             encode_ggml(unit, at, scale, limits, dropped, blocks + g * b)
         else:
             encode_pair(unit, at, scale, limits, dropped, blocks + g * b)
-        poke(_U8, scales + g * s, scale)
+        poke(BITS8, scales + g * s, scale)
     return -1
 
 
@@ -179,18 +178,10 @@ def quantize_rows(x: Bits, dtype: str, recipe: Recipe, packing: Packing, blocks:
     unit = _UNITS[dtype]
     scratch = np.empty(CHUNK * 32, np.uint32)
     found = _quantize_rows(
-        unit, place(x, 2), _DTYPES[dtype], rows, parts, groups, *_how(recipe, packing, unit),
+        unit, place(x, 2), DTYPES[dtype], rows, parts, groups, *_how(recipe, packing, unit),
         place(blocks, 3), place(scales, 3), scratch.ctypes.data,
     )  # fmt: skip
     raise_found(found, parts, groups)
-
-
-@inlined
-def _addresses(first: int, last: int, parts: int, place: Ints, out: int) -> None:
-    """Write the addresses of the rows that columns `first` to `last` are, as int64."""
-    for n in range(first, last):
-        r = n // parts
-        poke(_I64, out + 8 * (n - first), place[0] + r * place[1] + (n - r * parts) * place[2])
 
 
 @inlined
@@ -205,7 +196,7 @@ def _quantize_tile(
         tile_raise(unit, x, stride, byte)
     tile_encode(unit, x, stride, byte, limits, dropped, 1 if ggml else 2, 16 if ggml else 1, blocks, at)
     for i in range(VECTOR_BITS // bits):
-        poke(_U8, peek(_I64, scales + 8 * i) + s_at, peek(unit, byte + i * (bits // 8)))
+        poke(BITS8, peek(BITS64, scales + 8 * i) + s_at, peek(unit, byte + i * (bits // 8)))
     return ordinary
 
 
@@ -223,8 +214,8 @@ def _quantize_columns(
     worst = -1
     for first in range(0, columns, WIDE):
         last = min(columns, first + WIDE)
-        _addresses(first, last, parts, blocks, block_of)
-        _addresses(first, last, parts, scales, scale_of)
+        row_addresses(first, last, parts, blocks, block_of)
+        row_addresses(first, last, parts, scales, scale_of)
         for g in range(groups):
             for n in range(first, last, lanes):
                 tile, stride = x[0] + g * 32 * x[1] + n * size, x[1]
@@ -242,7 +233,7 @@ def _quantize_columns(
                     continue
                 for i in range(min(lanes, last - n)):
                     if not (done >> i) & 1:
-                        block_at, scale_at = peek(_I64, of + 8 * i) + at, peek(_I64, scale + 8 * i) + s_at
+                        block_at, scale_at = peek(BITS64, of + 8 * i) + at, peek(BITS64, scale + 8 * i) + s_at
                         bad = quantize_exactly(
                             tile + i * size, stride, dtype, rule, ties, dropped, ggml != 0, block_at, scale_at
                         )
@@ -259,7 +250,7 @@ def quantize_columns(x: Bits, dtype: str, recipe: Recipe, packing: Packing, bloc
     scratch = np.empty(2 * WIDE + 8 + 32 * 8, np.int64)
     start = scratch.ctypes.data
     found = _quantize_columns(
-        unit, place(x, 1), _DTYPES[dtype], x.shape[1], parts, groups, *_how(recipe, packing, unit),
+        unit, place(x, 1), DTYPES[dtype], x.shape[1], parts, groups, *_how(recipe, packing, unit),
         place(blocks, 3), place(scales, 3),
         (start, start + 8 * WIDE, start + 16 * WIDE, start + 16 * WIDE + 64),
     )  # fmt: skip
@@ -276,7 +267,7 @@ def _dequantize_rows(
             block, scale = blocks[0] + r * blocks[1] + p * blocks[2], scales[0] + r * scales[1] + p * scales[2]
             row = out[0] + r * out[1] + p * out[2]
             for g in range(groups):
-                s = peek(_U8, scale + g * scales[3])
+                s = peek(BITS8, scale + g * scales[3])
                 here, at = block + g * blocks[3], row + g * 32 * size
                 if s < 3 or s > 252:
                     bad = dequantize_exactly(here, s, table, ggml != 0, F32 if size == 4 else BF16, at, size)
@@ -312,15 +303,15 @@ def _dequantize_columns(
     worst = -1
     for first in range(0, columns, WIDE):
         last = min(columns, first + WIDE)
-        _addresses(first, last, parts, blocks, block_of)
-        _addresses(first, last, parts, scales, scale_of)
+        row_addresses(first, last, parts, blocks, block_of)
+        row_addresses(first, last, parts, scales, scale_of)
         for g in range(groups):
             for n in range(first, last, lanes):
                 tile = out[0] + g * 32 * out[1] + n * size
                 of, at = block_of + 8 * (n - first), g * blocks[3]
                 count = min(lanes, last - n)
                 for i in range(count):
-                    poke(_U8, byte + i, peek(_U8, peek(_I64, scale_of + 8 * (n - first + i)) + g * scales[3]))
+                    poke(BITS8, byte + i, peek(BITS8, peek(BITS64, scale_of + 8 * (n - first + i)) + g * scales[3]))
                 done = 0
                 if count == lanes:
                     done = tile_ordinary(unit, byte)
@@ -330,7 +321,7 @@ def _dequantize_columns(
                     continue
                 for i in range(count):
                     if not (done >> i) & 1:
-                        here, s = peek(_I64, of + 8 * i) + at, peek(_U8, byte + i)
+                        here, s = peek(BITS64, of + 8 * i) + at, peek(BITS8, byte + i)
                         bad = dequantize_exactly(here, s, table, ggml != 0, dtype, tile + i * size, out[1])
                         index = ((n + i) * groups + g) * 8 + bad
                         if bad >= 0 and (worst < 0 or index < worst):
@@ -375,6 +366,6 @@ def repack(blocks: U8, scales: U8, packing: Packing, out_blocks: U8, out_scales:
     """See `cpu.repack`."""
     ggml, out_ggml = int(packing is Packing.ggml), int(out_packing is Packing.ggml)
     _repack(
-        _U8, place(blocks, 3), place(scales, 3), ggml, place(out_blocks, 3), place(out_scales, 3), out_ggml,
+        BITS8, place(blocks, 3), place(scales, 3), ggml, place(out_blocks, 3), place(out_scales, 3), out_ggml,
         *scales.shape,
     )  # fmt: skip

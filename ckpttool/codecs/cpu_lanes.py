@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
@@ -21,6 +22,12 @@ Value = Any
 
 VECTOR_BITS: Final = 512
 """The width of a tile of columns; LLVM splits it where registers are shorter."""
+
+BITS8: Final = np.uint8(0)
+BITS16: Final = np.uint16(0)
+BITS32: Final = np.uint32(0)
+BITS64: Final = np.int64(0)
+"""Units: the type alone says how wide a number is."""
 
 
 def mantissa_bits(bits: int) -> int:
@@ -148,12 +155,18 @@ def constant(b: Builder, value: int, bits: int, n: int) -> Lanes:
     return Lanes(b, ir.Constant(ir.VectorType(ir.IntType(bits), n), [value & ((1 << bits) - 1)] * n))
 
 
+def repeated(b: Builder, scalar: Value, n: int) -> Value:
+    """A vector of `n` times a scalar of any type."""
+    i32 = ir.IntType(32)
+    nothing = ir.Constant(ir.VectorType(scalar.type, n), ir.Undefined)
+    first = b.insert_element(nothing, scalar, ir.Constant(i32, 0))
+    return b.shuffle_vector(first, first, ir.Constant(ir.VectorType(i32, n), [0] * n))
+
+
 def splat(b: Builder, scalar: Value, bits: int, n: int) -> Lanes:
     """`n` lanes of an int64 scalar, cut to `bits`."""
-    vector = ir.VectorType(ir.IntType(bits), n)
     one = b.trunc(scalar, ir.IntType(bits)) if bits < 64 else scalar
-    first = b.insert_element(ir.Constant(vector, ir.Undefined), one, ir.Constant(ir.IntType(32), 0))
-    return Lanes(b, b.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), n), [0] * n)))
+    return Lanes(b, repeated(b, one, n))
 
 
 def load(b: Builder, address: Value, bits: int, n: int) -> Lanes:

@@ -15,6 +15,7 @@ from ckpttool.codecs.cpu_lanes import (
     lane_op,
     load,
     offset,
+    repeated,
     store,
     transposed,
 )
@@ -164,12 +165,6 @@ def _scalar_float(b: Builder, bits64: Value) -> Value:
     return b.bitcast(b.trunc(bits64, ir.IntType(32)), ir.FloatType())
 
 
-def _float_lanes(b: Builder, scalar: Value, n: int) -> Value:
-    vector = ir.VectorType(ir.FloatType(), n)
-    first = b.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-    return b.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), n), [0] * n))
-
-
 @lane_op(types.int64)
 def q8_0_encode(b: Builder, bits: int, source: Value, amax: Value, out: Value) -> Value:
     """34 bytes of 32 F32 whose largest magnitude has bits `amax`; returns the F16 bits of the scale.
@@ -182,7 +177,7 @@ def q8_0_encode(b: Builder, bits: int, source: Value, amax: Value, out: Value) -
     finite = b.fcmp_ordered("<", inverse, ir.Constant(float_, float("inf")))
     inverse = b.select(finite, inverse, ir.Constant(float_, 0.0))
     x = load(b, source, 32, WIDTH)
-    scaled = b.fmul(_floats(x & 0x7FFFFFFF), _float_lanes(b, inverse, WIDTH))
+    scaled = b.fmul(_floats(x & 0x7FFFFFFF), repeated(b, inverse, WIDTH))
     integers = ir.VectorType(ir.IntType(32), WIDTH)
     whole = b.fptosi(scaled, integers)
     rest = b.fsub(scaled, b.sitofp(whole, scaled.type))
@@ -202,4 +197,4 @@ def q8_0_decode(b: Builder, bits: int, source: Value, out: Value) -> None:
     scale = b.bitcast(f32_of_f16(load(b, source, 16, 1)).lane(0), ir.FloatType())
     elements = load(b, b.add(source, ir.Constant(I64, 2)), 8, WIDTH).resize(32, signed=True)
     values = b.sitofp(elements.value, ir.VectorType(ir.FloatType(), WIDTH))
-    store(_bits(b, b.fmul(values, _float_lanes(b, scale, WIDTH))), out)
+    store(_bits(b, b.fmul(values, repeated(b, scale, WIDTH))), out)

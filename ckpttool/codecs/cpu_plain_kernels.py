@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckpttool.codecs import plain
-from ckpttool.codecs.cpu_exact import BF16, F16, F32, INF_BITS, raise_found
+from ckpttool.codecs.cpu_exact import BF16, DTYPES, F16, F32, INF_BITS, raise_found
 from ckpttool.codecs.cpu_jit import inlined, kernel, place
-from ckpttool.codecs.cpu_lanes import peek, poke, width
+from ckpttool.codecs.cpu_lanes import BITS8, BITS16, BITS64, peek, poke, width
 from ckpttool.codecs.cpu_plain import (
     WIDTH,
     copy_f32,
@@ -30,10 +30,6 @@ from ckpttool.codecs.reference import U8
 Bits = NDArray[Any]
 Ints = tuple[int, ...]
 
-_DTYPES: Final = {"BF16": BF16, "F16": F16, "F32": F32}
-_U8 = np.uint8(0)
-_U16 = np.uint16(0)
-_I64 = np.int64(0)
 _LOST: Final = 1 << 32
 SQUARE: Final = 256
 """Columns that are transposed before the next: a cache line of each row stays in the first-level cache."""
@@ -64,7 +60,7 @@ def _narrow(source: int, out: int, dtype: int) -> int:
 @inlined
 def _copy_bytes(source: int, out: int, count: int) -> None:
     for i in range(count):
-        poke(_U8, out + i, peek(_U8, source + i))
+        poke(BITS8, out + i, peek(BITS8, source + i))
 
 
 @kernel
@@ -113,7 +109,7 @@ def convert(x: Bits, dtype: str, out: Bits, out_dtype: str) -> int:
     scratch = np.zeros(3 * WIDTH, np.uint32)
     start = scratch.ctypes.data
     result = _convert(
-        _U8, place(x, 2), _DTYPES[dtype], place(out, 2), _DTYPES[out_dtype], *x.shape,
+        BITS8, place(x, 2), DTYPES[dtype], place(out, 2), DTYPES[out_dtype], *x.shape,
         (start, start + 4 * WIDTH, start + 8 * WIDTH),
     )  # fmt: skip
     if result < 0:
@@ -145,7 +141,7 @@ def quantize_q8_0(x: Bits, dtype: str, out: U8) -> None:
     """See `cpu.quantize_q8_0`."""
     rows, parts, groups, _ = out.shape
     scratch = np.empty(WIDTH, np.uint32)
-    found = _quantize_q8_0(_U8, place(x, 2), _DTYPES[dtype], rows, parts, groups, place(out, 3), scratch.ctypes.data)
+    found = _quantize_q8_0(BITS8, place(x, 2), DTYPES[dtype], rows, parts, groups, place(out, 3), scratch.ctypes.data)
     raise_found(found, parts, groups)
 
 
@@ -162,7 +158,7 @@ def _dequantize_q8_0(
             for g in range(groups):
                 here = source + g * blocks[3]
                 kind = -1
-                if (peek(_U16, here) & 0x7C00) == 0x7C00:
+                if (peek(BITS16, here) & 0x7C00) == 0x7C00:
                     kind = 3
                 else:
                     q8_0_decode(here, wide)
@@ -181,12 +177,20 @@ def dequantize_q8_0(blocks: U8, out: Bits, out_dtype: str) -> int:
     scratch = np.empty(WIDTH, np.uint32)
     result = int(
         _dequantize_q8_0(
-            _U8, place(blocks, 3), rows, parts, groups, place(out, 2), _DTYPES[out_dtype], scratch.ctypes.data
+            BITS8, place(blocks, 3), rows, parts, groups, place(out, 2), DTYPES[out_dtype], scratch.ctypes.data
         )
     )
     if result < 0:
         raise_found(-1 - result, parts, groups)
     return result
+
+
+@inlined
+def row_addresses(first: int, last: int, parts: int, rows: Ints, out: int) -> None:
+    """Write the addresses of the rows that columns `first` to `last` are, as int64."""
+    for n in range(first, last):
+        r = n // parts
+        poke(BITS64, out + 8 * (n - first), rows[0] + r * rows[1] + (n - r * parts) * rows[2])
 
 
 @kernel
@@ -198,9 +202,7 @@ def _transpose(
     size, tile = bits // 8, 128 // bits
     for first in range(0, count, SQUARE):
         last = min(count, first + SQUARE)
-        for n in range(first, last):
-            r = n // parts
-            poke(_I64, addresses + 8 * (n - first), rows[0] + r * rows[1] + (n - r * parts) * rows[2])
+        row_addresses(first, last, parts, rows, addresses)
         for top in range(0, k, tile):
             for n in range(first, last, tile):
                 of = addresses + 8 * (n - first)
@@ -213,7 +215,7 @@ def _transpose(
                     continue
                 for i in range(min(tile, last - n)):
                     for j in range(min(tile, k - top)):
-                        here, there = column + j * columns[1] + i * size, peek(_I64, of + 8 * i) + at + j * size
+                        here, there = column + j * columns[1] + i * size, peek(BITS64, of + 8 * i) + at + j * size
                         if to_rows:
                             poke(unit, there, peek(unit, here))
                         else:
