@@ -64,7 +64,8 @@ def safetensors_files(drafted: Sequence[Draft], limit: int, dialect: Dialect) ->
     """Weights in the order of their names, in files of at most `limit` bytes of tensors; a pair stays together."""
     ordered = sorted(drafted, key=lambda d: d.claim.name)
     groups = shards.split_by_size([d.nbytes for d in ordered], limit)
-    names = shards.safetensors_names(len(groups), stem="model-" if dialect.name == "openai" else "model")
+    stem = "model-" if dialect.name == "openai" else "model"
+    names = shards.shard_names(stem, len(groups), ".safetensors")
     return tuple(
         safetensors.render([r for i in group for r in ordered[i].rows], {"format": "pt"}, name=name)
         for group, name in zip(groups, names, strict=True)
@@ -104,10 +105,10 @@ def gguf_files(
 ) -> tuple[FileLayout, ...]:
     """One file, or a split set by the converter's own rule: all metadata in the first, `split.*` in each."""
     rows = [d.rows[0] for d in ordered]
-    groups = [range(len(rows))] if limit is None else shards.gguf_split([r.nbytes for r in rows], limit)
+    groups = [range(len(rows))] if limit is None else shards.split_by_size([r.nbytes for r in rows], limit)
     if len(groups) == 1:
         return (_gguf_file(rows, metadata, name),)
-    names = shards.gguf_names(name.removesuffix(".gguf"), len(groups))
+    names = shards.shard_names(name.removesuffix(".gguf"), len(groups), ".gguf")
     out = []
     for no, (group, shard) in enumerate(zip(groups, names, strict=True)):
         split = {

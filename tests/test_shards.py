@@ -101,15 +101,18 @@ def test_split_as_huggingface_hub_where_no_tensor_is_over_the_limit() -> None:
         {f"{i}": torch.zeros(n, dtype=torch.uint8) for i, n in enumerate(sizes)}, max_shard_size=10
     )
     ours = shards.split_by_size(sizes, 10)
-    names = shards.safetensors_names(len(ours))
+    names = shards.shard_names("model", len(ours), ".safetensors")
     assert theirs.filename_to_tensors == {n: [f"{i}" for i in s] for n, s in zip(names, ours, strict=True)}
 
 
 def test_names() -> None:
-    assert shards.safetensors_names(1) == ["model.safetensors"]
-    assert shards.safetensors_names(2, "x") == ["x-00001-of-00002.safetensors", "x-00002-of-00002.safetensors"]
-    assert shards.gguf_names("m", 1) == ["m.gguf"]
-    assert shards.gguf_names("m.x", 2) == ["m.x-00001-of-00002.gguf", "m.x-00002-of-00002.gguf"]
+    assert shards.shard_names("model", 1, ".safetensors") == ["model.safetensors"]
+    assert shards.shard_names("x", 2, ".safetensors") == [
+        "x-00001-of-00002.safetensors",
+        "x-00002-of-00002.safetensors",
+    ]
+    assert shards.shard_names("m", 1, ".gguf") == ["m.gguf"]
+    assert shards.shard_names("m.x", 2, ".gguf") == ["m.x-00001-of-00002.gguf", "m.x-00002-of-00002.gguf"]
 
 
 @pytest.mark.parametrize("limit", [100, 250, 1000, 4096, 10**6])
@@ -122,8 +125,8 @@ def test_gguf_sets_are_those_of_gguf_py(limit: int, tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    ours = shards.gguf_split([4 * n for n in lengths], limit)
-    names = shards.gguf_names("m x", len(ours))
+    ours = shards.split_by_size([4 * n for n in lengths], limit)
+    names = shards.shard_names("m x", len(ours), ".gguf")
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     for name, shard in zip(names, ours, strict=True):
         with LocalFile(tmp_path / name) as file:

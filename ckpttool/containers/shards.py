@@ -34,7 +34,7 @@ def split_by_size(sizes: Sequence[int], limit: int) -> list[range]:
     """The tensors of each shard, as ranges of their indices, in order; none is empty.
 
     A shard ends before the tensor that would take it over `limit` bytes, so that only a tensor over the limit makes a
-    shard over it, alone.
+    shard over it, alone. GGUFWriter splits by the same rule: unpadded bytes, header not counted.
     """
     if limit < 1:
         raise ValueError("the limit must be at least one byte")
@@ -50,20 +50,8 @@ def split_by_size(sizes: Sequence[int], limit: int) -> list[range]:
     return shards
 
 
-def safetensors_names(count: int, stem: str = "model") -> list[str]:
-    """The names of `count` safetensors files, as transformers gives them."""
+def shard_names(stem: str, count: int, suffix: str) -> list[str]:
+    """The names of `count` files, as transformers and llama.cpp both give them; one alone has no number."""
     if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-
-
-def gguf_split(sizes: Sequence[int], limit: int) -> list[range]:
-    """The tensors of each GGUF of a split set, by GGUFWriter's own rule: unpadded bytes, header not counted."""
-    return split_by_size(sizes, limit)
-
-
-def gguf_names(stem: str, count: int) -> list[str]:
-    """The names of `count` GGUF files, as llama.cpp gives and expects them."""
-    if count == 1:
-        return [f"{stem}.gguf"]
-    return [f"{stem}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
+        return [f"{stem}{suffix}"]
+    return [f"{stem}-{i:05d}-of-{count:05d}{suffix}" for i in range(1, count + 1)]

@@ -139,7 +139,7 @@ def test_every_dtype(container: Container, tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=30), st.integers(1, 10**12))
 def test_a_set_has_a_name_for_each_shard(sizes: list[int], limit: int) -> None:
     count = len(shards.split_by_size(sizes, limit))
-    for names in (shards.safetensors_names(count), shards.gguf_names("m", count)):
+    for names in (shards.shard_names("m", count, suffix) for suffix in (".safetensors", ".gguf")):
         assert len(set(names)) == count
         assert names == sorted(names)
 
