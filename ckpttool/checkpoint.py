@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ckpttool import damage
 from ckpttool.archs import Arch, Claim, Dialect, Sizes, arch_named, arches
 from ckpttool.archs.joins import Extent, PartShape
-from ckpttool.archs.json_files import read_object
 from ckpttool.codecs.formats import MXFP4_PAIR, PLAIN, BlockFormat, Codec, ElementFormat, Packing, ggml_codec
 from ckpttool.containers import gguf, safetensors
 from ckpttool.containers.source import LocalFile
+from ckpttool.containers.strict_json import read_object
 from ckpttool.errors import CkptError, InputError, raise_all
 from ckpttool.locate import Located, companions, locate
 from ckpttool.tensors import StoredTensor, Weight
@@ -123,9 +123,10 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) ->
         problems += damage.missing(dialect, sizes, seen, where)
         if not problems:
             extents = extents_of(weights, claims.values(), shapes)
+    notes = (*located.notes, *damage.notes(located, weights), *_trailing(headers, files))
     return Checkpoint(
         Path(path), located.root, located.container, files, tuple(weights), metadata, config, beside, arch, dialect,
-        sizes, claims, shapes, extents, tuple(problems), (*located.notes, *damage.notes(located, weights)),
+        sizes, claims, shapes, extents, tuple(problems), notes,
         {f.name: f.path for f in files},
     )  # fmt: skip
 
@@ -145,6 +146,13 @@ def _read_headers(located: Located) -> tuple[list[Any], tuple[SourceFile, ...]]:
         files.append(SourceFile(path.name, path, f.size, f.mtime_ns, header.nbytes, header.sha256))
     raise_all(problems)
     return headers, tuple(files)
+
+
+def _trailing(headers: Sequence[Any], files: Sequence[SourceFile]) -> Iterable[str]:
+    """Bytes after a GGUF's data, which llama.cpp skips; after safetensors' they are an error."""
+    for header, file in zip(headers, files, strict=True):
+        if n := getattr(header, "trailing", 0):
+            yield f"{file.name} has {n:,} bytes after its data, which no reader looks at: left out"
 
 
 def _ordered(tensors: Sequence[StoredTensor], container: str) -> Iterable[StoredTensor]:

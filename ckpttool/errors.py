@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 NAME_LIMIT = 120
 MESSAGE_LIMIT = 1000
+DAMAGED = "the file is damaged or hostile; fetch or make it again"
+"""The hint where a file is not what its format allows."""
 
 
 def shown(name: str, limit: int = NAME_LIMIT) -> str:
@@ -116,22 +118,30 @@ class Problems(InputError):
 
 
 _OS_HINTS = {
-    errno.ENOSPC: "free some space, or choose another disk",
-    errno.EDQUOT: "free some space, or choose another disk",
+    errno.ENOENT: "check the path; is the checkpoint complete?",
     errno.EACCES: "check the permissions of the file and its folder",
     errno.EPERM: "check the permissions of the file and its folder",
     errno.EROFS: "choose a place that can be written to",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EEXIST: "remove it, or write elsewhere",
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "free some space, or choose another disk",
+    errno.EFBIG: "choose a file system that holds files of this size",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or its connection fails; look at the system's log",
 }
+
+
+def os_hint(error: OSError) -> str:
+    """What the user can do about the system's error."""
+    return _OS_HINTS.get(error.errno or 0, "check the path and the disk")
 
 
 def os_error(error: OSError) -> LocalIOError:
     """What the system refused, as an error of ours."""
-    hint = _OS_HINTS.get(error.errno or 0, "check the path and the disk")
     name = error.filename
     file = os.fsdecode(name) if isinstance(name, str | bytes) else None
-    return LocalIOError(error.strerror or str(error) or type(error).__name__, file=file, hint=hint)
+    return LocalIOError(error.strerror or str(error) or type(error).__name__, file=file, hint=os_hint(error))
 
 
 def raise_all(problems: Sequence[CkptError]) -> None:

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpttool.archs.json_files import read_object
 from ckpttool.containers.index import parse_index
+from ckpttool.containers.strict_json import read_object
 from ckpttool.errors import InputError
 
 GGUF_MAGIC = b"GGUF"

@@ -182,27 +182,26 @@ def canonical_companions(source: Checkpoint, target: Target) -> Canonical:
         raise InputError("config.json is missing", file=str(source.root), hint=hint)
     if "model_type" in source.config:
         return Canonical(path.read_bytes(), source.companions)
-    config_text, assumed = _from_openai(table, source.config, source.companions, target.reference)
-    return Canonical(config_text, source.companions, assumed)
+    config_text, assumed, notes = _from_openai(table, source.config, source.companions, target.reference)
+    return Canonical(config_text, source.companions, assumed, notes)
 
 
 def _from_openai(
     table: Mapping[str, Any], openai: Mapping[str, Any], beside: Mapping[str, Path], reference: Path | None
-) -> tuple[bytes, tuple[Assumed, ...]]:
-    """config.json for an original/config.json: the reference's where it has one, else with what is assumed.
+) -> tuple[bytes, tuple[Assumed, ...], tuple[str, ...]]:
+    """config.json for an original/config.json: the reference's where it has one, else with what is assumed; and notes.
 
     Special ids come from generation_config.json where there is one.
 
     Raises:
         InputError: the reference contradicts what original/config.json states.
     """
-    made, rows = configs.openai_to_hf(table, openai)
     path = companions(reference).get(CONFIG) if reference else None
     theirs = read_object(path, CONFIG) if path else {}
     if path is None or "model_type" not in theirs:
-        stated = _special_ids(table, beside)
-        made |= stated
-        return configs.render(made), tuple(Assumed(*row) for row in rows if row[1] not in stated)
+        made, rows, notes = configs.openai_to_hf(table, openai, _special_ids(table, beside))
+        return configs.render(made), tuple(Assumed(*row) for row in rows), tuple(notes)
+    made, _, _ = configs.openai_to_hf(table, openai)
     problems: list[CkptError] = []
     for row in table["openai"]["keys"]:
         ours, other = configs.get(made, row["config"]), configs.get(theirs, row["config"])
@@ -211,7 +210,7 @@ def _from_openai(
             where, hint = configs.field(theirs, row["config"]), "is the reference this model's own folder?"
             problems.append(InputError(text, file=CONFIG, field=where, hint=hint))
     raise_all(problems)
-    return path.read_bytes(), ()
+    return path.read_bytes(), (), ()
 
 
 def _special_ids(table: Mapping[str, Any], beside: Mapping[str, Path]) -> dict[str, int]:

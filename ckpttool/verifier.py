@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ckpttool.archs.json_files import read_object
 from ckpttool.containers.source import LocalFile
+from ckpttool.containers.strict_json import read_object
 from ckpttool.crc import crc32
 from ckpttool.errors import InputError
 from ckpttool.locate import SHARD

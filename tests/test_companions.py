@@ -14,7 +14,6 @@ from test_gguf_metadata import CASES
 from ckpttool.archs import config as configs
 from ckpttool.archs import gguf_metadata
 from ckpttool.archs.companions import Companions, from_gguf, shortest
-from ckpttool.archs.json_files import Source
 from ckpttool.containers.gguf_values import (
     Array,
     Scalar,
@@ -25,6 +24,7 @@ from ckpttool.containers.gguf_values import (
     string_array,
     u32,
 )
+from ckpttool.containers.strict_json import Source
 from ckpttool.errors import InputError, Problems
 
 ARCH = cases.ARCH

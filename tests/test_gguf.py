@@ -116,18 +116,18 @@ def test_every_value_type(tmp_path: Path) -> None:
 def test_arrays_decode_when_asked() -> None:
     text = ours.string_array(x for x in ("a", b"b\xc3\xa9", ""))
     assert len(text) == 3
-    assert text.tolist() == ["a", "bé", ""]
+    assert list(text) == ["a", "bé", ""]
     assert list(text.raw()) == [b"a", b"b\xc3\xa9", b""]
     assert "a" in text
     numbers = ours.i32_array([5, -7])
-    assert numbers.tolist() == [5, -7]
+    assert list(numbers) == [5, -7]
     view = numbers.numpy()
     assert view.dtype == np.int32
-    assert view.tolist() == [5, -7]
+    assert list(view) == [5, -7]
     assert not view.flags.writeable
     assert np.shares_memory(view, np.frombuffer(numbers.data, np.uint8))
-    assert ours.i32_array(np.arange(3, dtype=np.int32)).tolist() == [0, 1, 2]
-    assert Array(ValueType.bool, 2, b"\1\0").tolist() == [True, False]
+    assert list(ours.i32_array(np.arange(3, dtype=np.int32))) == [0, 1, 2]
+    assert list(Array(ValueType.bool, 2, b"\1\0")) == [True, False]
     assert Array(ValueType.bool, 2, b"\1\0").numpy().dtype == np.bool_
     assert "x" * 50 not in repr(ours.string_array(["x" * 50]))
 
@@ -140,7 +140,7 @@ def test_arrays_asked_for_what_they_are_not() -> None:
     with pytest.raises(ValueError, match="no i32"):
         ours.i32_array([2**31])
     with pytest.raises(InputError, match=r"x\.gguf: k: string 1 of the array is not UTF-8"):
-        Array(ValueType.string, 2, ours.string_array([b"a", b"\xff"]).data, "x.gguf", "k").tolist()
+        list(Array(ValueType.string, 2, ours.string_array([b"a", b"\xff"]).data, "x.gguf", "k"))
 
 
 def test_values_that_do_not_fit() -> None:

@@ -14,8 +14,8 @@ import pytest
 import realtokenizer
 
 from ckpttool.archs import gguf_metadata as metadata
-from ckpttool.archs.json_files import read_object
 from ckpttool.containers.gguf_values import Array
+from ckpttool.containers.strict_json import read_object
 from ckpttool.errors import CkptError, InputError, Problems
 
 CARD = """---

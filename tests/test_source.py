@@ -143,7 +143,7 @@ def _loop(path: Path) -> None:
         (_loop, "cannot open: Too many levels"),
         (lambda p: p.symlink_to("nowhere"), "cannot open: No such file"),
         (lambda p: p.symlink_to("/dev/zero"), "is a device"),
-        (lambda p: None, "cannot open: No such file or directory; is the checkpoint complete"),
+        (lambda p: None, "cannot open: No such file or directory; check the path; is the checkpoint complete"),
     ],
     ids=["fifo", "folder", "socket", "loop", "dangling", "device", "missing"],
 )

@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import realtokenizer
 
 from ckpttool.archs import companions, tokenizer, tokenizer_json
 from ckpttool.archs.tokenizer_json import read_tokenizer
+from ckpttool.containers import limits
 from ckpttool.containers.gguf_values import Array
-from ckpttool.errors import CkptError, InputError, Problems
+from ckpttool.errors import CkptError, InputError, LimitError, Problems
 
 ARCH = cases.ARCH
 NASTY = [
@@ -125,9 +127,9 @@ DAMAGED = {
     "truncated in the vocab": (_SMALL[: _SMALL.index(b'"z"')], "no model.merges"),
     "trailing": (_SMALL + b"}", "not valid JSON"),
     "nan": (_SMALL.replace(b'"dropout": null', b'"dropout": NaN'), "NaN"),
-    "key twice": (_SMALL.replace(b'"dropout": null', b'"dropout": null, "dropout": 1'), "given twice"),
+    "key twice": (_SMALL.replace(b'"dropout": null', b'"dropout": null, "dropout": 1'), "duplicate key"),
     "elsewhere": (_SMALL.replace(b'"model": {', b'"mode1": {'), "where they should be"),
-    "deep": (_SMALL.replace(b'"padding": null', b'"padding": ' + b"[" * 10**5 + b"]" * 10**5), "nested"),
+    "deep": (_SMALL.replace(b'"padding": null', b'"padding": ' + b"[" * 10**5 + b"]" * 10**5), "nested deeper than 64"),
     "not text": (_SMALL.replace(b'"version"', b'"vers\xff"'), "UTF-8"),
     "not text in the vocab": (_SMALL.replace(b'"z"', b'"\xff"'), "UTF-8"),
 }
@@ -148,8 +150,53 @@ def test_a_tokenizer_beyond_the_budget_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     with path.open("wb") as f:
         f.truncate((256 << 20) + 1)
-    with pytest.raises(InputError, match="268,435,457 bytes"):
+    with pytest.raises(LimitError, match="268,435,457 bytes"):
         read_tokenizer(path)
+
+
+_LISTS = b'{"a": [' + b"[]," * 700_000 + b"[]]}"
+GREEDY: dict[str, tuple[bytes, str, type[CkptError]]] = {
+    "lists in the rest": (_SMALL.replace(b'"padding": null', b'"padding": ' + _LISTS), "commas", LimitError),
+    "text in the rest": (
+        _SMALL.replace(b'"padding": null', b'"padding": "' + b"x" * (16 << 20) + b'"'),
+        "beside its vocabulary and merges",
+        LimitError,
+    ),
+    "lists for an id": (_SMALL.replace(b'"!": 0', b'"!": ' + _LISTS), "is not valid JSON from here", InputError),
+    "lists for ids": (
+        _SMALL.replace(
+            b'"!": 0', b", ".join(b'"x%d": [%s], "y%d": %d' % (i, b"[]," * 9 + b"[]", i, i) for i in range(10**5))
+        ),
+        "the id of 'x0' is not a whole number",
+        InputError,
+    ),
+    "lists for a merge": (
+        _text(_MERGES([["a", "b"]])).replace(b'["a", "b"]', _LISTS),
+        "valid JSON from here",
+        InputError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_greedy_files_are_refused_in_little_memory(name: str) -> None:
+    data, message, kind = GREEDY[name]
+    assert data != _SMALL
+    tracemalloc.start()
+    try:
+        with pytest.raises(CkptError, match=re.escape(message)) as caught:
+            read_tokenizer(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (type(caught.value), caught.value.file) == (kind, "tokenizer.json")
+    assert peak < 64 << 20
+
+
+def test_a_vocabulary_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VOCABULARY", 200)
+    with pytest.raises(LimitError, match="more than 200 tokens"):
+        read_tokenizer(_SMALL)
 
 
 def _to_gguf(
@@ -204,7 +251,7 @@ def test_several_templates_by_name() -> None:
         "tokenizer.chat_template",
     ]
     names = made["tokenizer.chat_templates"]
-    assert isinstance(names, Array) and names.tolist() == ["a", "b"]
+    assert isinstance(names, Array) and list(names) == ["a", "b"]
 
 
 def test_what_is_missing_is_said() -> None:

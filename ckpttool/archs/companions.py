@@ -16,12 +16,12 @@ from typing import Any
 
 from ckpttool.archs import config as configs
 from ckpttool.archs import special_tokens, tokenizer, tokenizer_files
-from ckpttool.archs.config import MISSING
+from ckpttool.archs.config import MISSING, dumps
 from ckpttool.archs.general import GENERATION, SAMPLING
-from ckpttool.archs.json_files import CONFIG_LIMIT, Source, dumps, parse_object, read_object, read_text
 from ckpttool.archs.tokenizer_files import Assumed, Metadata, TokenizerStream, Tokens
 from ckpttool.archs.tokenizer_json import read_tokenizer
 from ckpttool.containers.gguf_values import Array, Scalar, ValueType
+from ckpttool.containers.strict_json import Source, parse_object, read_object, read_text
 from ckpttool.errors import CkptError, InputError, raise_all
 
 _FLOATS = frozenset((ValueType.f32, ValueType.f64))
@@ -149,7 +149,7 @@ def _config(
         places |= {f"{role}_token_id": role for role in ("unk", "sep", "mask")}
     roles = {path: i for path, role in places.items() if (i := _id(metadata, role)) is not None}
     if configs.FILE in reference:
-        return _checked(carried, roles, read_text(reference[configs.FILE], configs.FILE, CONFIG_LIMIT))
+        return _checked(carried, roles, read_text(reference[configs.FILE], configs.FILE))
     config: dict[str, Any] = {}
     if "vocab_size" not in carried:
         raise InputError("says nothing of the vocabulary's size", field="tokenizer.ggml.tokens", hint=_STATE_IT)
@@ -287,7 +287,7 @@ def _generation(
         entry = metadata.get(f"general.sampling.{name}")
         if isinstance(entry, Scalar):
             config[key] = shortest(float(entry.value)) if entry.type is ValueType.f32 else entry.value
-    out.files[GENERATION] = (dumps(config, sort_keys=True) + "\n").encode()
+    out.files[GENERATION] = dumps(config, sort_keys=True)
 
 
 def _template(metadata: Metadata, reference: Mapping[str, Source], out: Companions) -> None:

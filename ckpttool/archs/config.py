@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
-from ckpttool.archs.json_files import decode, dumps, parse_object
+from ckpttool.containers.strict_json import parse_object, utf8
 from ckpttool.errors import CkptError, InputError, UsageError, raise_all
 from ckpttool.tensors import StoredTensor
 
@@ -94,7 +94,7 @@ def with_quantization(text: bytes, arch: Mapping[str, Any], experts: str | None,
     corrected where it says something else, and added only for f32: published ones say nothing, and readers then take
     BF16. A file without quantization_config always gets a dtype: transformers 4 would load it as F32.
     """
-    config = parse_object(decode(text, FILE), FILE)
+    config = parse_object(utf8(text, FILE), FILE)
     wanted = dict(config)
     if experts is None:
         wanted.pop("quantization_config", None)
@@ -175,9 +175,12 @@ def _sort(config: dict[str, Any]) -> None:
 
 
 def openai_to_hf(
-    arch: Mapping[str, Any], openai: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[tuple[str, str, Any]]]:
-    """original/config.json as a published HF config.json (without quantization_config), and what was assumed."""
+    arch: Mapping[str, Any], openai: Mapping[str, Any], stated: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], list[tuple[str, str, Any]], list[str]]:
+    """original/config.json as a published HF config.json (without quantization_config), what was assumed, and notes.
+
+    `stated` are special ids that another file of the checkpoint gives, so that they need not be assumed.
+    """
     table = arch["openai"]
     config: dict[str, Any] = {}
     problems: list[CkptError] = []
@@ -201,10 +204,17 @@ def openai_to_hf(
             raise InputError(what, file=FILE, field=path, hint="download original/config.json again")
         put(config, path, int(product))
         assumed.append((FILE, path, int(product)))
+    config |= stated or {}
+    notes = []
     for path, value in table["assumed"].items():
+        if path in config:
+            continue
+        if path.endswith("_token_id") and value >= config["vocab_size"]:  # transformers could not load the folder
+            notes.append(f"{path} is left out of {FILE}: the published {value} is beyond the vocabulary")
+            continue
         put(config, path, value)
         assumed.append((FILE, field(config, path), value))
-    return config, assumed + complete(arch, config)
+    return config, assumed + complete(arch, config), notes
 
 
 def hf_to_openai(arch: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
@@ -245,7 +255,12 @@ def dtypes(arch: Mapping[str, Any], tensors: Iterable[StoredTensor]) -> bytes:
 
 def render(config: Mapping[str, Any]) -> bytes:
     """config.json as transformers writes it."""
-    return (dumps(config) + "\n").encode()
+    return dumps(config)
+
+
+def dumps(value: Mapping[str, Any], *, sort_keys: bool = False, ensure_ascii: bool = True) -> bytes:
+    """JSON as transformers writes it: two spaces of indent, non-ASCII escaped in configs but not in tokenizer files."""
+    return (json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=ensure_ascii) + "\n").encode()
 
 
 def _number(value: float, kind: str) -> int | float:

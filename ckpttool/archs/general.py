@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckpttool.archs.json_files import Source, decode, read_bytes, read_object
 from ckpttool.containers.gguf_values import Array, Scalar, f32, i32, i32_array, string, string_array, u32
+from ckpttool.containers.strict_json import Source, read_object, read_text
 from ckpttool.errors import InputError
 
 README = "README.md"
@@ -110,7 +110,7 @@ def _model_card(files: Mapping[str, Source]) -> dict[str, Any]:
         return {}
     import yaml  # type: ignore[import-untyped]
 
-    lines = decode(read_bytes(files[README], README, README_LIMIT), README).splitlines()
+    lines = read_text(files[README], README, README_LIMIT).splitlines()
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)

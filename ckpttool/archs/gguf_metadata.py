@@ -15,16 +15,14 @@ from typing import Any
 from ckpttool.archs import config as configs
 from ckpttool.archs import general, tokenizer
 from ckpttool.archs.general import ParameterCounts, default_name, parameter_counts
-from ckpttool.archs.json_files import Source
+from ckpttool.containers import limits
 from ckpttool.containers.gguf_values import Array, Scalar, f32, string, u32
+from ckpttool.containers.strict_json import Source
 from ckpttool.errors import CkptError, InputError, raise_all
 
 __all__ = ["ParameterCounts", "default_name", "parameter_counts", "to_gguf"]
 
 Metadata = dict[str, Scalar | Array]
-VOCAB_LIMIT = 1 << 22
-"""Tokens; a list of them is made in memory, so an absurd number must not be believed."""
-
 _WHY = "llama.cpp's converter writes it"
 _NUMBERS = {"u32": u32, "f32": f32}
 
@@ -77,7 +75,7 @@ def model_keys(arch: Mapping[str, Any], config: Mapping[str, Any], given: Mappin
     size = configs.get(config, "vocab_size")
     if size is configs.MISSING:
         problems.append(configs.missing(config, "vocab_size", "the tokenizer is padded to it"))
-    elif type(size) is not int or not 0 < size <= VOCAB_LIMIT:
+    elif type(size) is not int or not 0 < size <= limits.VOCABULARY:
         what = f"is {size!r}, which is no size of a vocabulary"
         problems.append(InputError(what, file=configs.FILE, field="vocab_size", hint="correct it"))
     for row in arch["gguf"]["keys"]:

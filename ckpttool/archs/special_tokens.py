@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckpttool.archs.json_files import Source, read_object, read_text
 from ckpttool.containers.gguf_values import Array, Scalar, string, string_array
+from ckpttool.containers.strict_json import Source, read_object, read_text
 from ckpttool.errors import InputError
 
 FILE = "tokenizer.json"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ckpttool.archs.json_files import Source, read_object
 from ckpttool.archs.special_tokens import (
     ADD_KEYS,
     CONFIG,
@@ -23,6 +22,7 @@ from ckpttool.archs.special_tokens import (
 )
 from ckpttool.archs.tokenizer_json import TokenizerJson, read_tokenizer
 from ckpttool.containers.gguf_values import Array, Scalar, bool_, i32_array, string, string_array, u32
+from ckpttool.containers.strict_json import Source, read_object
 from ckpttool.errors import CkptError, InputError, raise_all
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5

@@ -15,7 +15,7 @@ from itertools import islice
 from json.encoder import encode_basestring  # serde_json, which writes the published files, escapes the same characters
 from typing import Any
 
-from ckpttool.archs.json_files import dumps
+from ckpttool.archs.config import dumps
 from ckpttool.archs.special_tokens import ADD_KEYS, CONFIG, FILE, ID_KEYS
 from ckpttool.archs.tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, byte_alphabet, decoded
 from ckpttool.containers.gguf_values import Array, Scalar, ValueType
@@ -259,7 +259,7 @@ def config_files(arch: Mapping[str, Any], metadata: Metadata, tokens: Tokens) ->
             config[f"add_{role}_token"] = bool(entry.value)
     assumed: list[Assumed] = [(CONFIG, key, value) for key, value in sorted(table["config"].items())]
     files = {CONFIG: config, "special_tokens_map.json": names}
-    return {n: (dumps(v, sort_keys=True, ensure_ascii=False) + "\n").encode() for n, v in files.items()}, assumed
+    return {n: dumps(v, sort_keys=True, ensure_ascii=False) for n, v in files.items()}, assumed
 
 
 def assumed_scheme(arch: Mapping[str, Any], pre: str) -> list[Assumed]:

@@ -3,6 +3,8 @@
 `json.loads` of gpt-oss' tokenizer.json takes a quarter of a gigabyte: 446,189 merges are as many lists. Here the two
 large values, `model.vocab` and `model.merges`, are cut out and parsed a quarter megabyte at a time; the merges go
 straight into the form in which a GGUF stores them. Everything else in the file is parsed as one small JSON object.
+
+So there is a limit for each: bytes of the file, bytes of a run, tokens of the vocabulary, size and depth of the rest.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ckpttool.archs.json_files import TOKENIZER_LIMIT, Source, decode, parse_object, read_bytes
-from ckpttool.errors import InputError
+from ckpttool.containers import limits
+from ckpttool.containers.strict_json import Source, parse_object, read_bytes, utf8
+from ckpttool.errors import DAMAGED, InputError, LimitError
 
 RUN = 1 << 18
 """Bytes that are parsed at a time."""
@@ -47,8 +50,11 @@ class TokenizerJson:
 
 
 def read_tokenizer(source: Source, file: str = "tokenizer.json") -> TokenizerJson:
-    """Parse a BPE tokenizer.json. Raises InputError where it is damaged or holds another kind of model."""
-    data = read_bytes(source, file, TOKENIZER_LIMIT)
+    """Parse a BPE tokenizer.json.
+
+    Raises InputError where it is damaged or holds another kind of model, LimitError where it asks for too much.
+    """
+    data = read_bytes(source, file, limits.TOKENIZER_FILE)
     vocab_at, merges_at = _spans(data, file)
     vocab: dict[str, int] = {}
     merges = bytearray()
@@ -56,16 +62,20 @@ def read_tokenizer(source: Source, file: str = "tokenizer.json") -> TokenizerJso
     vocab_end = merges_end = 0
     for pairs, end in _runs(data, vocab_at, _CUT_VOCAB, ("{", "}"), file):
         before, vocab_end = len(vocab), end
+        _check_types(pairs, file)
         vocab.update(pairs)
+        if len(vocab) > limits.VOCABULARY:
+            raise LimitError(f"holds more than {limits.VOCABULARY:,} tokens", file=file, field="model.vocab")
         if len(vocab) != before + len(pairs):
-            raise InputError("a token stands twice in it", file=file, field="model.vocab", hint="repair the file")
+            raise InputError("a token stands twice in it", file=file, field="model.vocab", hint=DAMAGED)
     strings = data[merges_at + 1 : merges_at + 64].lstrip()[:1] == b'"'
     cut = _CUT_STRINGS if strings else _CUT_PAIRS
     for run, end in _runs(data, merges_at, cut, ("[", "]"), file):
         merges_end = end
         _append_merges(merges, run, strings, file)
         count += len(run)
-    _check_ids(vocab, file)
+    if len(set(vocab.values())) != len(vocab):
+        raise InputError("two tokens have the same id", file=file, field="model.vocab", hint=DAMAGED)
     spans = sorted([(vocab_at, vocab_end), (merges_at, merges_end)])
     return TokenizerJson(_rest(data, spans, file), vocab, bytes(merges), count)
 
@@ -108,14 +118,14 @@ def _runs(
     start = at + 1
     while True:
         for end in _ends(data, start, cut):
-            text = open_ + decode(data[start:end], file, start) + close
+            text = open_ + utf8(data[start:end], file, start) + close
             try:
                 run, stop = decoder.raw_decode(text)
             except (ValueError, RecursionError):
                 continue
             break
         else:
-            raise InputError("is not valid JSON from here", file=file, offset=start, hint="download the file again")
+            raise InputError("is not valid JSON from here", file=file, offset=start, hint=DAMAGED)
         if stop < len(text):  # the container closed inside this run
             yield run, start + len(text[1:stop].encode())
             return
@@ -127,15 +137,20 @@ def _runs(
 
 
 def _ends(data: bytes, start: int, cut: re.Pattern[bytes]) -> Iterator[int]:
-    """Where the run from `start` may end: the next places that look like the end of an element, then the file's end."""
-    at = start + RUN
+    """Where the run from `start` may end: the next places that look like the end of an element, then the last byte.
+
+    That is the file's, or the last that a run may have, and then the container must close before it.
+    """
+    at, last = start + RUN, min(start + limits.TOKENIZER_RUN, len(data))
     for _ in range(_TRIES):
-        found = cut.search(data, at)
+        found = cut.search(data, at, last)
         if found is None:
             break
         yield found.end()
         at = found.end()
-    yield len(data)
+    while last < len(data) and data[last] & 0xC0 == 0x80:  # not inside a character
+        last -= 1
+    yield last
 
 
 def _append_merges(out: bytearray, run: list[Any], strings: bool, file: str) -> None:
@@ -145,7 +160,7 @@ def _append_merges(out: bytearray, run: list[Any], strings: bool, file: str) -> 
         encoded = [line.encode() for line in lines]
     except (TypeError, ValueError, AttributeError):  # not strings, not pairs, or half a surrogate pair
         raise InputError(
-            "must be a list of pairs of strings, or of strings", file=file, field="model.merges", hint="repair the file"
+            "must be a list of pairs of strings, or of strings", file=file, field="model.merges", hint=DAMAGED
         ) from None
     lengths = _LENGTHS
     try:
@@ -163,29 +178,26 @@ def _pairs(run: list[Any]) -> list[Any]:
     return [(a.replace(" ", "\u0120"), b.replace(" ", "\u0120")) for a, b in run]
 
 
-def _check_ids(vocab: dict[str, Any], file: str) -> None:
-    ids = vocab.values()
-    wrong = next((t for t, i in vocab.items() if type(i) is not int or i < 0), None)
-    if wrong is None and len(set(ids)) == len(vocab):
-        return
-    raise InputError(
-        "two tokens have the same id" if wrong is None else f"the id of {wrong!r} is not a whole number from 0",
-        file=file,
-        field="model.vocab",
-        hint="repair or replace the file",
-    )
+def _check_types(pairs: list[tuple[str, Any]], file: str) -> None:
+    """InputError where an id is none: run by run, since values of other kinds may be large."""
+    wrong = next((t for t, i in pairs if type(i) is not int or i < 0), None)
+    if wrong is not None:
+        what = f"the id of {wrong!r} is not a whole number from 0"
+        raise InputError(what, file=file, field="model.vocab", hint=DAMAGED)
 
 
 def _rest(data: bytes, spans: list[tuple[int, int]], file: str) -> dict[str, Any]:
     """The file as a JSON object, with the two spans left out."""
     (a, b), (c, d) = spans
     if b > c:
-        raise InputError("model.merges stands inside model.vocab", file=file, hint="repair or replace the file")
-    text = _PLACE.join(decode(part, file, at) for part, at in ((data[:a], 0), (data[b:c], b), (data[d:], d)))
+        raise InputError("model.merges stands inside model.vocab", file=file, hint=DAMAGED)
+    size = a + c - b + len(data) - d
+    if size > limits.SIDE_FILE:
+        what = f"has {size:,} bytes beside its vocabulary and merges, more than {limits.SIDE_FILE:,}"
+        raise LimitError(what, file=file, hint="is it really a tokenizer.json?")
+    text = _PLACE.join(utf8(part, file, at) for part, at in ((data[:a], 0), (data[b:c], b), (data[d:], d)))
     rest = parse_object(text, file)
     model = rest.get("model")
     if not isinstance(model, dict) or (model.pop("vocab", None), model.pop("merges", None)) != (_PLACED, _PLACED):
-        raise InputError(
-            "vocab and merges are not where they should be", file=file, field="model", hint="replace the file"
-        )
+        raise InputError("vocab and merges are not where they should be", file=file, field="model", hint=DAMAGED)
     return rest

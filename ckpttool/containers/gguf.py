@@ -15,7 +15,7 @@ from typing import Final
 from ckpttool.containers import limits
 from ckpttool.containers.foreign import recognised
 from ckpttool.containers.ggml_types import GGML_TYPES
-from ckpttool.containers.gguf_reader import CUT, DAMAGED, HeaderReader, Info
+from ckpttool.containers.gguf_reader import CUT, HeaderReader, Info
 from ckpttool.containers.gguf_values import (
     U32,
     U64,
@@ -35,7 +35,7 @@ from ckpttool.containers.gguf_values import (
 )
 from ckpttool.containers.layout import FileLayout, Row
 from ckpttool.containers.source import LocalFile
-from ckpttool.errors import InputError
+from ckpttool.errors import DAMAGED, InputError
 from ckpttool.tensors import StoredTensor
 
 __all__ = [

@@ -13,9 +13,8 @@ from ckpttool.containers import limits
 from ckpttool.containers.ggml_types import GGML_TYPES_BY_ID, REMOVED, GgmlType
 from ckpttool.containers.gguf_values import FIXED, U32, U64, Array, Scalar, Value, ValueType
 from ckpttool.containers.source import LocalFile
-from ckpttool.errors import InputError, LimitError
+from ckpttool.errors import DAMAGED, InputError, LimitError
 
-DAMAGED: Final = "the file is damaged or hostile; fetch or make it again"
 CUT: Final = "the file is cut short; fetch it again"
 
 _TYPE_AND_COUNT: Final = struct.Struct("<IQ")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from ckpttool.errors import InputError
+from ckpttool.errors import DAMAGED, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,12 +114,8 @@ class Array:
                 yield text.decode()
             except UnicodeDecodeError as error:
                 raise InputError(
-                    f"string {i} of the array is not UTF-8", file=self.file, field=self.key, hint="the file is damaged"
+                    f"string {i} of the array is not UTF-8", file=self.file, field=self.key, hint=DAMAGED
                 ) from error
-
-    def tolist(self) -> list[Any]:
-        """The values as Python objects. InputError where a string is not UTF-8."""
-        return list(self)
 
     def numpy(self) -> npt.NDArray[np.generic]:
         """The numbers as an array [count], a read-only view of `data`; ValueError for strings."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckpttool.containers import limits, strict_json
-from ckpttool.containers.source import LocalFile
 from ckpttool.errors import InputError, LimitError
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -31,16 +30,8 @@ def parse_index(source: Path | bytes, file: str | None = None) -> Index:
 
     Whether the files exist, and hold what the index says, is for whoever has the folder.
     """
-    if isinstance(source, Path):
-        with LocalFile(source, file) as opened:
-            file = opened.name
-            # One byte more than the limit is enough to be refused below.
-            data = opened.read(0, min(opened.size, limits.INDEX_FILE + 1))
-    else:
-        data, file = source, file or "model.safetensors.index.json"
-    value = strict_json.loads(data, file, max_bytes=limits.INDEX_FILE, max_tokens=limits.TENSORS)
-    if type(value) is not dict:
-        raise InputError("the index must be a JSON object", file=file, hint="an index has metadata and a weight_map")
+    file = file or (source.name if isinstance(source, Path) else "model.safetensors.index.json")
+    value = strict_json.read_object(source, file, limits.INDEX_FILE, any_integer=False)
     weight_map = value.get("weight_map")
     if type(weight_map) is not dict or not weight_map:
         what = "is missing" if "weight_map" not in value else "must be an object that names a file for each tensor"
@@ -53,10 +44,6 @@ def parse_index(source: Path | bytes, file: str | None = None) -> Index:
                 file=file,
                 field=f'weight_map["{tensor}"]',
                 hint="each must be a plain file name inside the folder",
-            )
-        if strict_json.has_surrogate(tensor):
-            raise InputError(
-                "a tensor name holds half a surrogate pair", file=file, field="weight_map", hint="fetch the index again"
             )
     if len(set(weight_map.values())) > limits.INDEX_FILES:
         raise LimitError(f"names more than {limits.INDEX_FILES} files", file=file, field="weight_map")

@@ -38,3 +38,16 @@ GGUF_VALUES: Final = 256 * MIB
 INDEX_FILE: Final = 64 * MIB
 """Bytes of an index; DeepSeek-V3's is 9 MB."""
 INDEX_FILES: Final = 100_000
+
+SIDE_FILE: Final = 16 * MIB
+"""Bytes of config.json, tokenizer_config.json, a chat template and the like; Gemma's tokenizer_config.json is 1 MB."""
+TOKENIZER_FILE: Final = 256 * MIB
+"""Bytes of tokenizer.json; gpt-oss' is 28 MB. Without vocabulary and merges it may have SIDE_FILE."""
+TOKENIZER_RUN: Final = MIB
+"""Bytes of tokenizer.json's vocabulary or merges that are parsed at once."""
+VOCABULARY: Final = 1 << 22
+"""Tokens of a vocabulary, since a list of them is made; the largest published have a quarter of a million."""
+
+JSON_DEPTH: Final = 64
+JSON_TOKEN: Final = 64
+"""A JSON file may hold one comma or bracket in so many bytes of its limit, 262,144 in SIDE_FILE."""

@@ -17,9 +17,9 @@ from ckpttool.containers import limits
 from ckpttool.containers.foreign import recognised
 from ckpttool.containers.index import Index, parse_index, render_index
 from ckpttool.containers.layout import FileLayout, Row
-from ckpttool.containers.safetensors_table import DAMAGED, DTYPE_BITS, METADATA, OPEN, Entry, TableReader
+from ckpttool.containers.safetensors_table import DTYPE_BITS, METADATA, OPEN, Entry, TableReader
 from ckpttool.containers.source import LocalFile
-from ckpttool.errors import InputError, LimitError
+from ckpttool.errors import DAMAGED, InputError, LimitError
 from ckpttool.tensors import StoredTensor
 
 __all__ = ["DTYPE_BITS", "Header", "Index", "parse", "parse_index", "render", "render_index"]

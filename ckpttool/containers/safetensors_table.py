@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from ckpttool.containers import limits
 from ckpttool.containers.strict_json import DECODER, UntrustedError, has_surrogate, utf8
-from ckpttool.errors import InputError, LimitError
+from ckpttool.errors import DAMAGED, InputError, LimitError
 
 DTYPE_BITS: Final[Mapping[str, int]] = {
     "BOOL": 8,
@@ -42,7 +42,6 @@ DTYPE_BITS: Final[Mapping[str, int]] = {
 }
 """Bits of one element, in the reference's order, by which it sorts a file."""
 
-DAMAGED: Final = "the file is damaged or hostile; fetch or make it again"
 METADATA: Final = "__metadata__"
 
 _STRING = rb'"((?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+)"'

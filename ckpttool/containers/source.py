@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from ckpttool.errors import CkptError, InputError, LocalIOError
+from ckpttool.errors import CkptError, InputError, LocalIOError, os_hint
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -32,20 +32,6 @@ _CONTENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENX
 """What is the checkpoint's fault when a source file is opened: it is not there, or not a file."""
 
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-_HINTS: Final = {
-    errno.ENOENT: "is the checkpoint complete, and the path right?",
-    errno.EACCES: "check the permissions of the file and its folder",
-    errno.EPERM: "check the permissions of the file and its folder",
-    errno.EROFS: "write to another disk",
-    errno.EEXIST: "remove it, or write elsewhere",
-    errno.ENOSPC: "free some space, or write to another disk",
-    errno.EDQUOT: "free some space, or write to another disk",
-    errno.EFBIG: "write to a file system that holds files of this size",
-    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
-    errno.EIO: "the disk or its connection fails; look at the system's log",
-}
-"""What the user can do about the system's error."""
 
 
 def _flags(*names: str) -> int:
@@ -121,7 +107,7 @@ class _Positional:
             done += got
 
     def _io_error(self, what: str, error: OSError, offset: int | None = None) -> LocalIOError:
-        return LocalIOError(f"{what}: {_reason(error)}", file=self.name, offset=offset, hint=_hint(error))
+        return LocalIOError(f"{what}: {_reason(error)}", file=self.name, offset=offset, hint=os_hint(error))
 
     def _short(self, at: int, missing: int) -> CkptError:
         return InputError(
@@ -144,7 +130,7 @@ class LocalFile(_Positional):
             fd = os.open(where, os.O_RDONLY | _SAFE)
         except OSError as error:
             kind = InputError if error.errno in _CONTENT else LocalIOError
-            raise kind(f"cannot open: {_reason(error)}", file=label, hint=_hint(error)) from error
+            raise kind(f"cannot open: {_reason(error)}", file=label, hint=os_hint(error)) from error
         except ValueError as error:
             raise InputError("the file name holds a NUL character", file=label) from error
         super().__init__(fd, where, label)
@@ -178,10 +164,6 @@ class LocalFile(_Positional):
 def _reason(error: OSError) -> str:
     """The system's own words for an error."""
     return error.strerror or str(error)
-
-
-def _hint(error: OSError) -> str | None:
-    return _HINTS.get(error.errno or 0)
 
 
 def _require_regular(mode: int, label: str) -> None:
@@ -238,7 +220,7 @@ class LocalTarget(_Positional):
         try:
             return cls(os.open(where, flags, 0o666), where, label)
         except OSError as error:
-            raise LocalIOError(f"{what}: {_reason(error)}", file=label, hint=_hint(error)) from error
+            raise LocalIOError(f"{what}: {_reason(error)}", file=label, hint=os_hint(error)) from error
 
     @property
     def size(self) -> int:
@@ -265,7 +247,7 @@ class LocalTarget(_Positional):
         return LocalIOError(
             f"cannot reserve {size} bytes: {_reason(error)} ({free} bytes are free)",
             file=self.name,
-            hint=_hint(error),
+            hint=os_hint(error),
         )
 
     def _put(self, offset: int, view: memoryview) -> int:

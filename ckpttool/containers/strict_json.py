@@ -1,24 +1,38 @@
-"""JSON as the standard means it, from files that nobody vouches for.
+"""JSON and text as their standards mean them, from files that nobody vouches for: size and depth before parsing.
 
-Python's own reader takes UTF-16, byte order marks, NaN, -0, duplicate keys (the last wins) and unpaired surrogates;
-two readers that differ on any of these see two different checkpoints in one file.
+Python's own reader takes UTF-16, byte order marks, NaN, duplicate keys (the last wins), unpaired surrogates and any
+nesting; two readers that differ on any of these see two different checkpoints in one file.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from math import isfinite
+from pathlib import Path
 from typing import Any, Final, Never
 
-from ckpttool.errors import InputError, LimitError
+from ckpttool.containers import limits
+from ckpttool.containers.source import LocalFile
+from ckpttool.errors import DAMAGED, InputError, LimitError
+
+Source = Path | bytes
+"""A file, or the bytes that would be in it."""
 
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,19}")
-_NESTING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{\]}]', re.DOTALL)
-_AGAIN: Final = "the file is damaged; fetch it again"
+_NESTING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)
+"""A string, closed or not (or every quote in an unclosed one would be searched to the end anew), or a bracket."""
+_SURROGATE: Final = re.compile(r"\\u[dD][89abcdefABCDEF]")
+_OTHER_FILE: Final = "is it really this file?"
 
 
 class UntrustedError(ValueError):
-    """What is wrong, without a place: raised inside the decoder, where the file is not known."""
+    """What is wrong, without a place: raised inside the decoder, where the file is not known. `field`: the key."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message if field is None else f"{message} {field!r}")
+        self.message = message
+        self.field = field
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -28,7 +42,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise UntrustedError(f"duplicate key {key!r}")
+                raise UntrustedError("duplicate key", key)
             seen.add(key)
     return found
 
@@ -40,9 +54,16 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _any_integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:  # more digits than Python converts
+        raise UntrustedError(f"a number of {len(text)} characters is too large") from error
+
+
 def _float(text: str) -> float:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
+    if not isfinite(value):
         raise UntrustedError(f"the number {text[:24]} is too large for a float")
     return value
 
@@ -56,6 +77,11 @@ DECODER: Final = json.JSONDecoder(
 )
 """Refuses duplicate keys, NaN, Infinity, -0 and numbers that are no number; raises ValueError, RecursionError."""
 
+_WIDE: Final = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_int=_any_integer, parse_float=_float, parse_constant=_constant
+)
+"""The same, but for integers: transformers writes 1000000000000000019884624838656 for a tokenizer without a limit."""
+
 
 def has_surrogate(text: str) -> bool:
     """Whether `text` holds an unpaired surrogate: no UTF-8 can hold it, and printing it fails."""
@@ -67,44 +93,95 @@ def utf8(data: bytes, file: str, start: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError("the JSON is not UTF-8", file=file, offset=start + error.start, hint=_AGAIN) from error
+        raise InputError("is not valid UTF-8", file=file, offset=start + error.start, hint=DAMAGED) from error
 
 
-def nests_deeper(data: bytes, limit: int) -> bool:
+def read_bytes(source: Source, file: str, max_bytes: int) -> bytes:
+    """The bytes of a side file, as many as it has when it is opened.
+
+    InputError where it is no plain file, LimitError where it is larger than `max_bytes`.
+    """
+    if isinstance(source, bytes):
+        _require_size(len(source), max_bytes, file)
+        return source
+    with LocalFile(source, file) as opened:
+        _require_size(opened.size, max_bytes, file)
+        return opened.read(0, opened.size)
+
+
+def _require_size(size: int, limit: int, file: str) -> None:
+    if size > limit:
+        what = f"is {size:,} bytes, more than the {limit:,} that such a file may have"
+        raise LimitError(what, file=file, hint=_OTHER_FILE)
+
+
+def read_text(source: Source, file: str, max_bytes: int = limits.SIDE_FILE) -> str:
+    """A text file as it is, line ends included. InputError where it is not UTF-8."""
+    return utf8(read_bytes(source, file, max_bytes), file)
+
+
+def read_object(
+    source: Source, file: str, max_bytes: int = limits.SIDE_FILE, *, any_integer: bool = True
+) -> dict[str, Any]:
+    """The object in a JSON file; refused as by `parse_object`, and as by `read_bytes`."""
+    return parse_object(read_text(source, file, max_bytes), file, max_bytes, any_integer=any_integer)
+
+
+def parse_object(
+    text: str, file: str, max_bytes: int = limits.SIDE_FILE, *, any_integer: bool = True
+) -> dict[str, Any]:
+    """The object that `text` holds, of at most `max_bytes` characters; `file` is the name for errors.
+
+    Integers may have any number of digits, or with `any_integer=False` twenty. InputError with the offset where it is
+    no JSON. LimitError where it asks for too much: a comma or bracket, those in strings too, makes an object of up to
+    250 bytes, so there may be one in `limits.JSON_TOKEN` bytes of the limit.
+    """
+    _require_size(len(text), max_bytes, file)
+    tokens, most = sum(map(text.count, ",[{")), max_bytes // limits.JSON_TOKEN
+    if tokens > most:
+        what = f"holds {tokens:,} commas and brackets, more than the {most:,} that such a file may have"
+        raise LimitError(what, file=file, hint=_OTHER_FILE)
+    value = _parsed(text, file, _WIDE if any_integer else DECODER)
+    if type(value) is not dict:
+        raise InputError("is not a JSON object", file=file, hint="its text should start with {")
+    return value
+
+
+def _parsed(text: str, file: str, decoder: json.JSONDecoder) -> Any:
+    """`text` as strict JSON, within its budgets."""
+    if text.startswith("\ufeff"):
+        raise InputError("begins with a byte order mark", file=file, offset=0, hint="save it as plain UTF-8")
+    if nests_deeper(text, limits.JSON_DEPTH):
+        raise InputError(f"is nested deeper than {limits.JSON_DEPTH}", file=file, hint=_OTHER_FILE)
+    try:
+        value = decoder.decode(text)
+    except json.JSONDecodeError as error:
+        at = len(text[: error.pos].encode())
+        what = f"is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        raise InputError(what, file=file, offset=at, hint=DAMAGED) from error
+    except UntrustedError as error:
+        raise InputError(error.message, file=file, field=error.field, hint=DAMAGED) from error
+    if _SURROGATE.search(text):  # written as escapes; most are whole pairs
+        _refuse_surrogates(value, file)
+    return value
+
+
+def _refuse_surrogates(value: Any, file: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("holds half a surrogate pair", file=file, hint=DAMAGED) from error
+
+
+def nests_deeper(text: str, limit: int) -> bool:
     """Whether the brackets of a JSON text nest deeper than `limit`, found without building anything."""
     depth = 0
-    for token in _NESTING.finditer(data):
-        first = data[token.start()]
-        if first in b"[{":
+    for token in _NESTING.finditer(text):
+        first = text[token.start()]
+        if first in "[{":
             depth += 1
             if depth > limit:
                 return True
-        elif first in b"]}":
+        elif first in "]}":
             depth -= 1
     return False
-
-
-def loads(data: bytes, file: str, *, max_bytes: int, max_tokens: int, max_depth: int = 64) -> Any:
-    """The value of a JSON file, InputError with its offset where it is none, LimitError where it asks for too much.
-
-    `max_tokens` bounds commas and brackets, those in strings too: 100 MB of `[],` would take gigabytes.
-    """
-    tokens = sum(map(data.count, (b",", b"[", b"{")))
-    if len(data) > max_bytes or tokens > max_tokens:
-        raise LimitError(
-            f"{len(data)} bytes of JSON with {tokens} commas and brackets; the limits are {max_bytes} and {max_tokens}",
-            file=file,
-        )
-    text = utf8(data, file)
-    if text.startswith("\ufeff"):
-        raise InputError("the JSON begins with a byte order mark", file=file, offset=0, hint="save it as plain UTF-8")
-    try:
-        if nests_deeper(data, max_depth):
-            raise UntrustedError(f"nested deeper than {max_depth}")
-        return DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        at = len(text[: error.pos].encode())
-        what = f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        raise InputError(what, file=file, offset=at, hint=_AGAIN) from error
-    except (UntrustedError, RecursionError) as error:
-        raise InputError(f"not JSON that can be trusted: {error}", file=file, hint=_AGAIN) from error

@@ -52,7 +52,11 @@ def hf(*says: str, options: tuple[str, ...] = ("--to", "bf16"), dialect: str = "
 
 
 def edited(
-    *says: str, edit: Callable[[Path], object], shards: int = 1, options: tuple[str, ...] = ("--to", "bf16")
+    *says: str,
+    edit: Callable[[Path], object],
+    shards: int = 1,
+    options: tuple[str, ...] = ("--to", "bf16"),
+    code: int = 3,
 ) -> Case:
     """A good HF folder, edited after it was written."""
 
@@ -61,7 +65,7 @@ def edited(
         edit(folder)
         return folder
 
-    return Case(make, says, options)
+    return Case(make, says, options, code)
 
 
 def text(name: str, content: str | bytes) -> Callable[[Path], object]:
@@ -330,15 +334,18 @@ CASES: dict[str, Case] = {
     ),
     "a config with a byte order mark": edited("config.json", edit=text("config.json", b"\xef\xbb\xbf{}")),
     "a config of 17 MiB": edited(
-        "config.json: is 17,825,792 bytes, more than", edit=lambda f: os.truncate(f / "config.json", 17 << 20)
+        "config.json: is 17,825,792 bytes, more than", edit=lambda f: os.truncate(f / "config.json", 17 << 20), code=6
     ),
-    "a config nested deeply": edited("nested too deeply", edit=text("config.json", "[" * 10**5)),
-    "a config with a key twice": edited(
-        "config.json: a: this key is given twice", edit=text("config.json", '{"a": 1, "a": 2}')
+    "a config of lists": edited(
+        "config.json: holds 11,000,004 commas and brackets, more than the 262,144",
+        edit=text("config.json", '{"model_type": "gpt_oss", "z": [' + "[]," * 5_500_000 + "{}]}"),
+        code=6,
     ),
-    "a config with NaN": edited("config.json: holds NaN", edit=text("config.json", '{"a": NaN}')),
+    "a config nested deeply": edited("config.json: is nested deeper than 64", edit=text("config.json", "[" * 10**5)),
+    "a config with a key twice": edited("config.json: a: duplicate key", edit=text("config.json", '{"a": 1, "a": 2}')),
+    "a config with NaN": edited("config.json: NaN is no JSON", edit=text("config.json", '{"a": NaN}')),
     "a config with a huge number": edited(
-        "holds a number that cannot be read", edit=text("config.json", '{"a": ' + "9" * 5000 + "}")
+        "a number of 5000 characters is too large", edit=text("config.json", '{"a": ' + "9" * 5000 + "}")
     ),
     "sizes that are none": hf(
         "config.json: num_hidden_layers: is -1, which is no size",
@@ -397,7 +404,7 @@ CASES: dict[str, Case] = {
     ),
     "experts that are Q8_0 already": Case(
         requantized,
-        ("blk.0.ffn_gate_exps.weight and 3 more (--json lists them): is Q8_0; to quantize it again, to MXFP4",),
+        ("blk.0.ffn_gate_exps.weight and 5 more (--json lists them): is Q8_0; to quantize it again, to MXFP4",),
     ),
     "experts that are Q4_K already": Case(
         lambda at: FIXTURES / "gguf" / "tiny-gpt-oss-q4_k_m.gguf", ("to quantize it again, to MXFP4",)
@@ -717,6 +724,20 @@ def test_a_wrong_total_size_is_a_note(tmp_path: Path) -> None:
     assert "note: model.safetensors.index.json says total_size 5, the tensors have" in result.out
 
 
+def test_bytes_after_a_ggufs_data_are_a_note(tmp_path: Path) -> None:
+    """llama.cpp skips them; they are no part of the target."""
+    source = builders.write_gguf(MODEL, tmp_path / "source.gguf")
+    assert run("convert", source, tmp_path / "clean", "--to", "bf16").code == 0
+    with source.open("ab") as f:
+        f.write(bytes(5000))
+    note = "source.gguf has 5,000 bytes after its data"
+    assert note in run("inspect", source).out
+    result = run("convert", source, tmp_path / "out", "--to", "bf16")
+    assert (result.code, f"note: {note}" in result.out) == (0, True)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+
+
 # TARGET and the disk
 
 
@@ -728,7 +749,7 @@ def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         result = run("convert", source, tmp_path / "deep" / "out", "--to", "bf16", *more)
         assert result.code == 4
         (line,) = lines(result.err)
-        assert re.search(r"needs \d{3},\d{3} bytes more, .* has 1,000", line)
+        assert re.search(r"needs \d{3} kB more, .* has 1 kB", line)
         assert line.endswith("free some space, or choose another disk")
         assert not (tmp_path / "deep").exists()
 

@@ -94,7 +94,7 @@ def agrees_gguf(path: Path) -> None:
     assert values.keys() == ours.metadata.keys()
     for key, value in ours.metadata.items():
         try:
-            mine = value.tolist() if isinstance(value, our_gguf.Array) else value.value
+            mine = list(value) if isinstance(value, our_gguf.Array) else value.value
         except InputError as error:
             # Both decode the strings of an array when they are asked for.
             assert f"{path.name}: {shown(key)}: string" in str(error)
