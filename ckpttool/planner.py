@@ -17,7 +17,7 @@ from ckpttool.archs.general import default_name
 from ckpttool.checkpoint import Checkpoint, extents_of
 from ckpttool.checkpoint import digest as source_digest
 from ckpttool.choice import choose
-from ckpttool.codecs.formats import MXFP4
+from ckpttool.codecs.formats import MXFP4, MXFP4_GGML
 from ckpttool.containers.gguf_values import Scalar
 from ckpttool.containers.layout import FileLayout
 from ckpttool.errors import CheckFailed, CkptError, InputError, Problems, UsageError, raise_all
@@ -205,7 +205,7 @@ def _hints(target: Target, steps: Sequence[Step]) -> list[str]:
     if not all(s.source.codec.is_plain and s.row_length % MXFP4.block == 0 for s in experts):
         return []
     now = sum(s.target_nbytes for s in experts)
-    then = sum(s.elements * MXFP4.bits / 8 for s in experts)
+    then = sum(s.elements * MXFP4_GGML.bits / 8 for s in experts)
     return [f"the experts weigh {size(now)}; --experts mxfp4 makes them {size(then)}, with a loss"]
 
 

@@ -11,8 +11,14 @@ from ckpttool.containers.ggml_types import GGML_TYPES
 
 
 def test_bits_per_element() -> None:
-    bits = {f.name: f.bits for f in (formats.F32, formats.F16, formats.BF16, formats.MXFP4, formats.Q8_0)}
-    assert bits == {"F32": 32, "F16": 16, "BF16": 16, "MXFP4": 4.25, "Q8_0": 8.5}
+    """The numbers that llama.cpp prints (bpw), where it names them."""
+    names = ("F32", "F16", "BF16", "MXFP4", "Q8_0", "Q2_K", "Q6_K", "IQ1_S", "TQ1_0", "I8")
+    bits = {name: formats.ggml_codec(name).bits for name in names}
+    assert bits == {
+        "F32": 32, "F16": 16, "BF16": 16, "MXFP4": 4.25, "Q8_0": 8.5,
+        "Q2_K": 2.625, "Q6_K": 6.5625, "IQ1_S": 1.5625, "TQ1_0": 1.6875, "I8": 8,
+    }  # fmt: skip
+    assert formats.MXFP4_PAIR.bits == 4.25
 
 
 def test_element_formats_add_up() -> None:
@@ -33,7 +39,9 @@ def test_e2m1_values_follow_from_its_bits() -> None:
 def test_codec_sizes(codec: formats.Codec) -> None:
     k = codec.format.block * 3
     assert codec.row_nbytes(k) == tuple(3 * n for n in codec.block_nbytes)
-    assert sum(codec.block_nbytes) * 8 == codec.format.bits * codec.format.block
+    assert codec.format.element is not None
+    scale = codec.format.scale.bits if codec.format.scale else 0
+    assert sum(codec.block_nbytes) * 8 == codec.format.element.bits * codec.format.block + scale
     assert codec.is_plain == (codec.format.block == 1)
 
 

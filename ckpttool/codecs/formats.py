@@ -27,17 +27,15 @@ class ElementFormat:
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """`block` elements that share one scale; `block` 1 and no scale is a plain number."""
+    """`block` elements that share one scale; `block` 1 and no scale is a plain number.
+
+    `element` None: others decode it, and how its blocks are made up is theirs.
+    """
 
     name: str
-    element: ElementFormat
+    element: ElementFormat | None
     block: int = 1
     scale: ElementFormat | None = None
-
-    @property
-    def bits(self) -> float:
-        """Bits per element, its share of the scale included."""
-        return self.element.bits + (self.scale.bits / self.block if self.scale else 0)
 
 
 F32_ELEMENT = ElementFormat("F32", 32, 8, 23)
@@ -87,6 +85,11 @@ class Codec:
         return self.format.name
 
     @property
+    def bits(self) -> float:
+        """Bits per element, its share of all that a block holds beside elements included."""
+        return 8 * sum(self.block_nbytes) / self.format.block
+
+    @property
     def is_plain(self) -> bool:
         """Whether elements stand alone: F32, F16, BF16."""
         return self.packing is Packing.flat
@@ -130,13 +133,12 @@ READABLE = frozenset(WRITABLE_GGML) | {
 
 
 def ggml_codec(type_name: str) -> Codec:
-    """The codec of a GGUF tensor type, by its name; types that we only decode get a block of opaque elements."""
+    """The codec of a GGUF tensor type, by its name; those that we only decode are blocks of a size."""
     if type_name in WRITABLE_GGML:
         return WRITABLE_GGML[type_name]
     row = GGML_TYPES[type_name]
-    element = ElementFormat(type_name, max(1, row.nbytes * 8 // row.elements))
     packing = Packing.flat if row.elements == 1 else Packing.ggml
-    return Codec(BlockFormat(type_name, element, row.elements), packing, (row.nbytes,))
+    return Codec(BlockFormat(type_name, None, row.elements), packing, (row.nbytes,))
 
 
 class ScaleRule(StrEnum):
