@@ -80,10 +80,13 @@ def execute(
         except (InputError, CheckFailed):
             workplace.discard(place)  # the same source and options would fail the same way again
             raise
-        except (LocalIOError, OSError) as error:
-            if not done:  # nothing to go on from: a full disk is not kept full
+        except (LocalIOError, OSError) as e:
+            error = e if isinstance(e, LocalIOError) else os_error(e)
+            if done:
+                error.hint = f"{error.hint}; the same command then goes on where this one stopped"
+            else:  # nothing to go on from: a full disk is not kept full
                 workplace.discard(place)
-            raise error if isinstance(error, LocalIOError) else os_error(error) from error
+            raise error from e
         workplace.commit(plan, overwrite=overwrite)
     return conversion
 

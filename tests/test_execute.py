@@ -24,9 +24,9 @@ from builders import Model, Sizes
 from crash_runs import tree
 
 import ckpttool
-from ckpttool import api, execute, steps, workplace
+from ckpttool import api, execute, preflight, steps, workplace
 from ckpttool.containers.source import LocalTarget
-from ckpttool.errors import InputError, LimitError, LocalIOError
+from ckpttool.errors import InputError, LimitError, LocalIOError, UsageError
 from ckpttool.journal import Entry, Journal
 from ckpttool.verifier import find_receipt
 
@@ -443,6 +443,79 @@ def test_overwrite_spares_a_folder_that_is_no_checkpoint(small: Path, tmp_path: 
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize("other", ["thesis.docx", "sub/deep.txt", ".git/HEAD", "model.gguf"])
+def test_overwrite_spares_a_checkpoint_that_lies_among_other_things(other: str, small: Path, tmp_path: Path) -> None:
+    ckpttool.convert(small, tmp_path / "out", to="bf16")
+    (tmp_path / "out" / other).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / other).write_text("years of work")
+    with pytest.raises(LocalIOError, match="no part of a checkpoint"):
+        ckpttool.convert(small, tmp_path / "out", to="bf16", overwrite=True)
+    assert (tmp_path / "out" / other).read_text() == "years of work"
+
+
+def test_a_folder_where_the_conversion_would_be_made_is_no_source(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "out.partial" / "files")
+    before = tree(tmp_path / "out.partial")
+    with pytest.raises(UsageError, match="holds what it reads"):
+        ckpttool.convert(tmp_path / "out.partial" / "files", tmp_path / "out", to="bf16")
+    with pytest.raises(UsageError, match="holds what it reads"):
+        ckpttool.convert(small, tmp_path / "out", to="bf16", reference=tmp_path / "out.partial" / "files")
+    with pytest.raises(LocalIOError, match="which is not ours"):
+        ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert tree(tmp_path / "out.partial") == before
+
+
+def test_a_split_set_does_not_take_over_another_files_receipt(small: Path, tmp_path: Path) -> None:
+    ckpttool.convert(small, tmp_path / "x.gguf")
+    before = tree(tmp_path)
+    with pytest.raises(LocalIOError, match="already exists"):
+        ckpttool.convert(small, tmp_path / "x.gguf", max_shard_size=20_000)
+    (tmp_path / "x.gguf").unlink()
+    with pytest.raises(LocalIOError, match="already exists"):
+        ckpttool.convert(small, tmp_path / "x.gguf", max_shard_size=20_000)
+    assert tree(tmp_path) == {n: s for n, s in before.items() if n != "x.gguf"}
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+def test_what_lies_at_the_target_since_is_not_taken_for_an_old_one(point: str, small: Path, tmp_path: Path) -> None:
+    """Killed around the rename; then the user puts something else there, and the same command must not delete it."""
+    request = {"source": str(small), "options": {"to": "bf16", "overwrite": True}}
+    crash_runs.crash(request, tmp_path / "out", "rename", 1, point == "before")
+    assert (tmp_path / "out.partial").exists()
+    if (tmp_path / "out").exists():
+        shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(LocalIOError):
+        ckpttool.convert(small, tmp_path / "out", to="bf16", overwrite=True)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_side_files_that_change_after_an_interruption_are_not_stale(small: Path, tmp_path: Path) -> None:
+    crash_runs.crash({"source": str(small), "options": {"to": "bf16"}}, tmp_path / "out", "rename", 1, True)
+    config = small / "config.json"
+    config.write_text(config.read_text().replace("1e-05", "2e-05"))
+    ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert "2e-05" in (tmp_path / "out" / "config.json").read_text()
+    assert ckpttool.verify(tmp_path / "out").ok
+
+
+def test_a_side_file_that_changes_during_the_run_is_an_error(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = execute.write_sidecar
+
+    def write_sidecar(sidecar: Any, folder: Path, **more: Any) -> Any:
+        if isinstance(sidecar.content, Path):
+            sidecar.content.write_bytes(sidecar.content.read_bytes() + b" ")
+        return original(sidecar, folder, **more)
+
+    monkeypatch.setattr(execute, "write_sidecar", write_sidecar)
+    with pytest.raises(InputError, match="has changed while it was converted"):
+        ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
 def test_a_dry_run_writes_nothing_and_says_exactly_what_would_be_written(small: Path, tmp_path: Path) -> None:
     for kind, (name, options) in TARGETS.items():
         folder = tmp_path / kind
@@ -530,7 +603,7 @@ def test_a_disk_that_fills_up_while_files_are_made_leaves_no_wreck(
     small: Path, full_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program took the room after we had looked."""
-    monkeypatch.setattr(execute.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40))
     for name, options in TARGETS.values():
         with pytest.raises(LocalIOError, match="No space"):
             ckpttool.convert(small, full_disk / name, **options)
@@ -546,12 +619,12 @@ def test_a_disk_that_is_full_at_the_end_can_be_freed_and_gone_on_with(
     plan = api.plan(small, full_disk / "out", to="bf16")
     original = execute.write_sidecar
 
-    def write_sidecar(sidecar: Any, folder: Path) -> Any:
+    def write_sidecar(sidecar: Any, folder: Path, **more: Any) -> Any:
         ballast = full_disk / "ballast"
         if not ballast.exists():
             with ballast.open("wb") as f:
                 f.write(bytes(max(0, shutil.disk_usage(full_disk).free)))
-        return original(sidecar, folder)
+        return original(sidecar, folder, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(execute, "write_sidecar", write_sidecar)
