@@ -16,13 +16,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ckpttool.api import convert, plan, verify
     from ckpttool.checkpoint import Checkpoint, open_checkpoint
-    from ckpttool.codecs.arrays import dequantize, quantize
+    from ckpttool.codecs.arrays import RECIPES, BadBlock, Recipe, dequantize, quantize
     from ckpttool.errors import CkptError
     from ckpttool.inspector import inspect
 
 __all__ = [
+    "RECIPES",
+    "BadBlock",
     "Checkpoint",
     "CkptError",
+    "Recipe",
     "__version__",
     "convert",
     "dequantize",
@@ -34,8 +37,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BadBlock": "codecs.reference",
     "Checkpoint": "checkpoint",
     "CkptError": "errors",
+    "RECIPES": "codecs.formats",
+    "Recipe": "codecs.formats",
     "convert": "api",
     "dequantize": "codecs.arrays",
     "inspect": "inspector",

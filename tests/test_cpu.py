@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from codec_cases import hard_bits, hard_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ckpttool
 from ckpttool.codecs import arrays, cpu, cpu_numpy, plain, reference
 from ckpttool.codecs.formats import RECIPES, Packing, Recipe, ScaleRule, TieRule
 from ckpttool.codecs.packing import PACK
@@ -588,28 +590,58 @@ class TestArrays:
             assert scales.shape == blocks.shape[:-1]
             assert arrays.dequantize(blocks, scales).shape == shape
 
+    @pytest.mark.parametrize("name", ["float32", "float16"])
+    def test_any_byte_order(self, name: str) -> None:
+        x = (np.random.default_rng(42).standard_normal((2, 64)) * 0.02).astype(name)
+        for made, wanted in zip(arrays.quantize(x.astype(x.dtype.newbyteorder())), arrays.quantize(x), strict=True):
+            assert np.array_equal(made, wanted)
+
+    def test_bad_blocks_have_a_row_and_a_block(self) -> None:
+        """Rows of any leading axes, and no word of the parts that kernels zip."""
+        x = np.zeros((2, 3, 96), np.float32)
+        x[1, 2, 40] = np.nan
+        with pytest.raises(ckpttool.BadBlock, match=r"^a NaN in block 1 of row 5$") as caught:
+            arrays.quantize(x)
+        assert (caught.value.index, caught.value.row, caught.value.block) == ((5, 1), 5, 1)
+        scales = np.zeros((2, 3, 3), np.uint8)
+        scales[0, 1, 2] = 255
+        with pytest.raises(ckpttool.BadBlock, match=r"^a scale that is no number in block 2 of row 1$"):
+            arrays.dequantize(np.zeros((2, 3, 3, 16), np.uint8), scales)
+
+    def test_what_docstrings_name_is_there(self) -> None:
+        assert (ckpttool.RECIPES, ckpttool.Recipe, ckpttool.BadBlock) == (RECIPES, Recipe, BadBlock)
+        assert set(arrays.__all__) <= set(ckpttool.__all__)
+
     @pytest.mark.parametrize(
         ("x", "says"),
         [
             (np.zeros((2, 32)), "not float64; x.astype"),
             (np.zeros((2, 32), np.int32), "not int32"),
             (np.zeros((2, 33), np.float32), "no multiple of 32"),
-            (np.float32(1), "no multiple of 32"),
+            (np.zeros((), np.float32), "no multiple of 32"),
+            (np.float32(1), "arrays or torch tensors, not a float32; np.asarray"),
+            (1.0, "not a float; "),
+            ([0.0] * 32, r"not a list; np.asarray\(…, np.float32\) makes one"),
+            (None, "not a NoneType"),
         ],
     )
     def test_refusals(self, x: np.ndarray, says: str) -> None:
         with pytest.raises(ValueError, match=says):
             arrays.quantize(x)
 
-    def test_unknown_recipe(self) -> None:
-        with pytest.raises(ValueError, match="no recipe 'ceil'; there are best, ocp"):
-            arrays.quantize(np.zeros((1, 32), np.float32), "ceil")
+    @pytest.mark.parametrize("recipe", ["ceil", ["best"], None])
+    def test_unknown_recipe(self, recipe: object) -> None:
+        with pytest.raises(ValueError, match=f"no recipe {re.escape(repr(recipe))}; there are best, ocp"):
+            arrays.quantize(np.zeros((1, 32), np.float32), recipe)
 
     def test_dequantize_refusals(self) -> None:
         with pytest.raises(ValueError, match="must be uint8"):
             arrays.dequantize(np.zeros((1, 1, 16), np.int8), np.zeros((1, 1), np.uint8))
         with pytest.raises(ValueError, match="do not fit"):
             arrays.dequantize(np.zeros((1, 1, 17), np.uint8), np.zeros((1, 1), np.uint8))
+        for pair in ([[[0] * 16]], np.zeros((1, 1), np.uint8)), (np.zeros((1, 1, 16), np.uint8), 0):
+            with pytest.raises(ValueError, match=r"dequantize takes .*; np.asarray\(…, np.uint8\) makes one"):
+                arrays.dequantize(*pair)
         with pytest.raises(BadBlock):
             arrays.dequantize(np.zeros((1, 1, 16), np.uint8), np.full((1, 1), 255, np.uint8))
 
