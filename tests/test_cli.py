@@ -105,6 +105,12 @@ def test_no_arguments_show_the_help_and_are_a_usage_error() -> None:
     assert "error" not in result.err.lower().split("exit codes")[0]
 
 
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "ckpttool", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"ckpttool, version {ckpttool.__version__}\n"
+
+
 def test_version() -> None:
     assert run("--version") == (0, f"ckpttool, version {ckpttool.__version__}\n", "")
 

@@ -1,0 +1,5 @@
+"""`python -m ckpttool` is the command."""
+
+from ckpttool.cli import main
+
+main()
