@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import builders
 import pytest
 from builders import Model, Sizes
+from commandline import run
 
 import ckpttool
 from ckpttool.errors import CkptError, InputError
@@ -126,6 +129,60 @@ def test_the_receipt_is_found_from_any_of_its_names(made: Any) -> None:
         assert find_receipt(name) == receipt
 
 
+def test_a_folder_is_the_one_we_are_in(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("folder", "gguf"):
+        target, _ = made(kind)
+        monkeypatch.chdir(target if target.is_dir() else target.parent)
+        assert ckpttool.verify(".").ok
+        shutil.rmtree(find_receipt(target).parent)
+        shutil.rmtree(target.parent.parent / "in")
+    with pytest.raises(InputError, match="has no receipt"):
+        ckpttool.verify("/")
+
+
+def test_a_link_leads_to_its_receipt(made: Any, tmp_path: Path) -> None:
+    target, _ = made("gguf")
+    (tmp_path / "link.gguf").symlink_to(target)
+    (tmp_path / "again.gguf").symlink_to("link.gguf")
+    for name in ("link.gguf", "again.gguf"):
+        assert find_receipt(tmp_path / name) == target.with_name("out.gguf.receipt.json")
+        assert ckpttool.verify(tmp_path / name).findings == ()
+    target.write_bytes(b"GGUF")
+    assert not ckpttool.verify(tmp_path / "again.gguf").ok
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    with pytest.raises(InputError, match="no such file"):
+        ckpttool.verify(tmp_path / "loop.gguf")
+
+
+def test_a_file_that_the_receipt_does_not_name_is_a_finding(made: Any) -> None:
+    """A GGUF that came to lie where a split set was made, or beside a shorter set, was never what is checked."""
+    target, _ = made("split")
+    first = min(target.parent.glob("out-*.gguf"))
+    assert ckpttool.verify(target).ok
+    shutil.copy(first, target)
+    said = f"{target.name}: not among the files of out.gguf.receipt.json"
+    assert ckpttool.verify(target).findings == (said,)
+    assert run("verify", target).code == 1
+    assert ckpttool.verify(first).ok
+    assert ckpttool.verify(target.parent).ok
+    assert ckpttool.verify(find_receipt(target)).ok
+    stranger = target.with_name("out-00099-of-00099.gguf")
+    for exists in (False, True):
+        if exists:
+            shutil.copy(first, stranger)
+        (found,) = ckpttool.verify(stranger).findings
+        assert found == f"{stranger.name}: not among the files of out.gguf.receipt.json"
+
+
+def test_a_renamed_file_and_its_receipt(made: Any) -> None:
+    """The receipt still says the old name, and only that is checked."""
+    target, _ = made("gguf")
+    moved = target.rename(target.with_name("y.gguf"))
+    find_receipt(target).rename(target.with_name("y.gguf.receipt.json"))
+    found = ckpttool.verify(moved).findings
+    assert found == ("y.gguf: not among the files of y.gguf.receipt.json", "out.gguf: missing")
+
+
 def test_no_receipt(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         ckpttool.verify(tmp_path / "nowhere")
@@ -150,6 +207,45 @@ def test_a_damaged_receipt_is_an_error_or_a_finding_never_a_crash(change: Any, m
         assert e.exit_code == 3
     else:
         assert not report.ok
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no file": lambda r: r.update(files=[]),
+    "no list of files": lambda r: r.update(files={}),
+    "no list of tensors": lambda r: r.update(tensors={}),
+    "files that are no objects": lambda r: r.update(files=["model.safetensors"]),
+    "tensors that are no objects": lambda r: r["tensors"].append([]),
+    "a file twice": lambda r: r["files"].append(r["files"][0]),
+    "a file of googols of bytes": lambda r: r["files"][0].update(nbytes=10**400),
+    "a file of 2^63 bytes": lambda r: r["files"][0].update(nbytes=1 << 63),
+    "a file of True bytes": lambda r: r["files"][0].update(nbytes=True),
+    "a file of less than no bytes": lambda r: r["files"][0].update(nbytes=-1),
+    "a file elsewhere": lambda r: r["files"][0].update(name="../in/config.json"),
+    "a file at the root": lambda r: r["files"][0].update(name="/etc/passwd"),
+    "no word on sha256": lambda r: r["files"][0].pop("sha256"),
+    "a sha256 that is a number": lambda r: r["files"][0].update(sha256=5),
+    "a tensor in a file that is not listed": lambda r: r["tensors"][0].update(file="other.safetensors"),
+    "a tensor that begins behind its file": lambda r: r["tensors"][0].update(offset=10**12),
+    "a tensor that ends behind its file": lambda r: r["tensors"][0].update(nbytes=10**12),
+    "a tensor of half a byte": lambda r: r["tensors"][0].update(nbytes=0.5),
+    "a tensor inside another": lambda r: r["tensors"].append(r["tensors"][0]),
+    "a tensor without a name": lambda r: r["tensors"][0].pop("name"),
+}
+
+
+@pytest.mark.parametrize("change", EDITS.values(), ids=EDITS)
+def test_a_receipt_that_no_conversion_writes_is_refused(change: Any, made: Any) -> None:
+    target, receipt = made("folder")
+    change(receipt)
+    find_receipt(target).write_text(json.dumps(receipt))
+    for function in (ckpttool.verify, receipt_nbytes):
+        with pytest.raises(InputError) as caught:
+            function(target)
+        assert caught.value.file == str(find_receipt(target))
+        assert caught.value.field
+        assert caught.value.hint == "the receipt is damaged, or was edited"
+    result = run("verify", target)
+    assert (result.code, result.out) == (3, "")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": "conversion.v1"}'])
