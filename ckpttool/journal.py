@@ -1,7 +1,8 @@
 """What a conversion has finished, one JSON line a slab, so that it can go on where it stopped.
 
-The first line names the plan. A line is written after the slab's bytes; a torn last line is dropped. Nothing here is
-believed on resume: the bytes that a line claims are read again and compared with its CRCs.
+The first line names the plan. A line is written after the slab's bytes, and ends with a CRC-32 of its own: from a line
+on that is torn or damaged, nothing counts. What a line says of bytes is not believed on resume: they are read again and
+compared with its CRCs.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ckpttool.crc import crc32
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,10 @@ class Entry:
     slab: int
     crcs: tuple[int, ...]
     changed: tuple[int, ...]
+
+    def fits(self, ranges: int, parts: int) -> bool:
+        """Whether it can be of a slab of so many target ranges and parts."""
+        return len(self.crcs) == ranges and len(self.changed) in (1, parts)
 
 
 def read_entries(path: Path, digest: str) -> list[Entry] | None:
@@ -36,7 +44,7 @@ def read_entries(path: Path, digest: str) -> list[Entry] | None:
     entries = []
     for line in lines[1:]:
         entry = _entry(_parsed(line))
-        if entry is None:
+        if entry is None or _line(entry) != line:  # which tells its CRC too
             break
         entries.append(entry)
     return entries
@@ -53,9 +61,12 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _entry(row: dict[str, Any] | None) -> Entry | None:
     """A line's entry, or None where the line is torn or none of ours."""
     try:
-        return Entry(row["slab"], tuple(row["crcs"]), tuple(row["changed"])) if row else None
+        entry = Entry(row["slab"], tuple(row["crcs"]), tuple(row["changed"])) if row else None
     except (KeyError, TypeError):
         return None
+    if entry is None or any(type(n) is not int or n < 0 for n in (entry.slab, *entry.crcs, *entry.changed)):
+        return None
+    return entry
 
 
 class Journal:
@@ -64,21 +75,30 @@ class Journal:
     def __init__(self, path: Path, digest: str, entries: Sequence[Entry]) -> None:
         """Write the journal anew with what is still believed, and keep it open."""
         fresh = path.with_suffix(".new")
-        lines = [json.dumps({"plan": digest}), *map(_line, entries)]
-        fresh.write_text("".join(line + "\n" for line in lines), "utf-8")
+        lines = [json.dumps({"plan": digest}).encode(), *map(_line, entries)]
+        fresh.write_bytes(b"".join(line + b"\n" for line in lines))
         fresh.replace(path)
+        self._lock = threading.Lock()
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
 
     def add(self, entry: Entry) -> None:
-        """Append one entry. OSError where the disk does not take all of it."""
-        line = (_line(entry) + "\n").encode()
-        if os.write(self._fd, line) != len(line):  # the rest of a full disk
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        """Append one entry. OSError where the disk does not take all of it, ValueError once the journal is closed."""
+        line = _line(entry) + b"\n"
+        with self._lock:
+            if self._fd < 0:
+                raise ValueError("the journal is closed")
+            if os.write(self._fd, line) != len(line):  # the rest of a full disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Close the file; again is fine. A thread that is late then cannot write into another file of that number."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
 
 
-def _line(entry: Entry) -> str:
-    return json.dumps({"slab": entry.slab, "crcs": entry.crcs, "changed": entry.changed})
+def _line(entry: Entry) -> bytes:
+    """The entry's line, without its end."""
+    row = {"slab": entry.slab, "crcs": entry.crcs, "changed": entry.changed}
+    return json.dumps(row | {"check": crc32(json.dumps(row).encode())}).encode()

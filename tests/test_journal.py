@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -47,15 +48,85 @@ def test_torn_at_every_byte(tmp_path: Path) -> None:
         assert read_entries(path, "plan") == (ENTRIES[: whole - 1] if whole else None)
 
 
+def checked(text: str) -> str:
+    """The line with its CRC, as a journal would have it."""
+    return f'{text[:-1]}, "check": {zlib.crc32(text.encode())}}}'
+
+
 @pytest.mark.parametrize(
     "line",
-    ["{}", "[]", "5", '{"slab": 1}', '{"slab": 1, "crcs": 5, "changed": [0]}', '{"slab": 1, "crcs": [], "changed": 0}'],
+    [
+        "{}",
+        "[]",
+        "5",
+        '{"slab": 1}',
+        '{"slab": 1, "crcs": [2], "changed": [0]}',
+        '{"slab": 1, "crcs": [2], "changed": [0], "check": 0}',
+        *map(
+            checked,
+            [
+                '{"slab": 1, "crcs": 5, "changed": [0]}',
+                '{"slab": 1, "crcs": [], "changed": 0}',
+                '{"slab": "0", "crcs": [1], "changed": [0]}',
+                '{"slab": null, "crcs": [1], "changed": [0]}',
+                '{"slab": 1.0, "crcs": [1], "changed": [0]}',
+                '{"slab": true, "crcs": [1], "changed": [0]}',
+                '{"slab": 1, "crcs": ["1"], "changed": [0]}',
+                '{"slab": 1, "crcs": [1], "changed": [null]}',
+                '{"slab": 1, "crcs": [1], "changed": "0"}',
+                '{"slab": 1, "crcs": {"1": 2}, "changed": [0]}',
+                '{"slab": 1, "crcs": [1], "changed": [-1]}',
+                '{"slab": -1, "crcs": [1], "changed": [0]}',
+            ],
+        ),
+    ],
 )
 def test_a_line_of_another_shape_ends_the_journal(line: str, tmp_path: Path) -> None:
     path = written(tmp_path / "journal", ENTRIES[:1])
     more = written(tmp_path / "more", ENTRIES[1:]).read_text().splitlines()[1:]
     path.write_text(path.read_text() + "\n".join([line, *more]) + "\n")
     assert read_entries(path, "plan") == ENTRIES[:1]
+
+
+def test_a_line_of_ours_passes_that_check(tmp_path: Path) -> None:
+    path = written(tmp_path / "journal", [])
+    path.write_text(path.read_text() + checked('{"slab": 1, "crcs": [2, 3], "changed": [0]}') + "\n")
+    assert read_entries(path, "plan") == [Entry(1, (2, 3), (0,))]
+
+
+def test_one_changed_byte_anywhere_ends_the_journal_there(tmp_path: Path) -> None:
+    """Nothing of a damaged line is believed, though it may be good JSON: `changed` is checked by nothing else."""
+    path = written(tmp_path / "journal", ENTRIES)
+    data = path.read_bytes()
+    first = data.index(b"\n") + 1
+    for at in range(first, len(data)):
+        line = data[first:at].count(b"\n")
+        for byte in (data[at] ^ 1, ord("0"), ord(" ")):
+            if byte != data[at]:
+                path.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
+                found = read_entries(path, "plan")
+                assert found == ENTRIES[:line], (at, chr(byte))
+
+
+def test_what_can_be_of_a_slab() -> None:
+    """One count is of all parts together; else there is one of each."""
+    assert all(Entry(0, (1, 2), changed).fits(2, 2) for changed in ((0,), (3, 4)))
+    assert Entry(0, (1,), (5,)).fits(1, 1)
+    assert not Entry(0, (1, 2), (0, 0, 0)).fits(2, 2)
+    assert not Entry(0, (1, 2), ()).fits(2, 2)
+    assert not Entry(0, (1,), (0,)).fits(2, 2)
+
+
+def test_a_late_thread_cannot_write_into_another_file(tmp_path: Path) -> None:
+    """The system gives the journal's number to whatever is opened next."""
+    journal = Journal(tmp_path / "journal", "plan", [])
+    journal.close()
+    with (tmp_path / "other").open("wb"):
+        with pytest.raises(ValueError, match="the journal is closed"):
+            journal.add(ENTRIES[0])
+        journal.close()
+    assert (tmp_path / "other").read_bytes() == b""
+    assert read_entries(tmp_path / "journal", "plan") == []
 
 
 def test_beginning_anew_keeps_what_is_believed_and_drops_the_rest(tmp_path: Path) -> None:
