@@ -27,16 +27,19 @@ if TYPE_CHECKING:
     from ckpttool.partview import PartView
 
 CONFIG = "config.json"
+TOKENS = "tokenizer.ggml.tokens"
+"""The one key-value whose length, and not its value, is a size."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of the checkpoint, and what tells whether it has changed since."""
+    """One file of the checkpoint, and what tells whether it has changed since; `identity` is its device and inode."""
 
     name: str
     path: Path
     size: int
     mtime_ns: int
+    identity: tuple[int, int]
     header_nbytes: int
     header_sha256: str
 
@@ -106,7 +109,7 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) ->
     problems += [*damage.against_index(stored, located), *damage.doubled(stored)]
     problems += damage.against_split(headers, [f.name for f in files])
     weights, more = _weights(stored, located.container)
-    problems += more
+    problems += [*more, *damage.merged(weights)]
     arch, dialect = _dialect(declared, located.container, weights)
     where = located.index_name or files[0].name
     sizes, more = _sizes(arch, dialect, metadata, config, where)
@@ -143,7 +146,7 @@ def _read_headers(located: Located) -> tuple[list[Any], tuple[SourceFile, ...]]:
             problems.append(e)
             continue
         headers.append(header)
-        files.append(SourceFile(path.name, path, f.size, f.mtime_ns, header.nbytes, header.sha256))
+        files.append(SourceFile(path.name, path, f.size, f.mtime_ns, f.identity, header.nbytes, header.sha256))
     raise_all(problems)
     return headers, tuple(files)
 
@@ -191,7 +194,7 @@ def _paired(base: str, codes: StoredTensor, scales: StoredTensor | None, problem
     if scales is None:
         problems.append(InputError("has no scales", file=codes.file, field=codes.name, hint=_PAIR_HINT))
         return None
-    if (codes.dtype, scales.dtype) != ("U8", "U8") or codes.shape != (*scales.shape, 16):
+    if (codes.dtype, scales.dtype) != ("U8", "U8") or not scales.shape or codes.shape != (*scales.shape, 16):
         problems.append(
             InputError(
                 f"{codes.dtype} {list(codes.shape)} with scales {scales.dtype} {list(scales.shape)}; "
@@ -266,11 +269,8 @@ def _sizes(
     if arch is None:
         return None, []
     if metadata:
-        found: dict[str, Any] = {}
-        for letter, key in arch.table["gguf_sizes"].items():
-            value = metadata.get(key)
-            found[letter] = len(value) if isinstance(value, gguf.Array) else value.value if value else None
         keys = arch.table["gguf_sizes"]
+        found: dict[str, Any] = {letter: _gguf_size(key, metadata.get(key)) for letter, key in keys.items()}
     elif config is not None:
         if config.get("model_type") is None and dialect is not None and dialect.name != "openai":
             text, hint = "is missing", f'it should say "{arch.table["arch"]["model_type"]}"'
@@ -281,11 +281,26 @@ def _sizes(
         return None, []
     hint = "is it this model's file?"
     bad: list[CkptError] = [
-        InputError("is missing" if n is None else f"is {n!r}, which is no size", file=where, field=keys[x], hint=hint)
+        InputError(_no_size(n), file=where, field=keys[x], hint=hint)
         for x, n in found.items()
         if type(n) is not int or not 0 < n < 1 << 24
     ]
     return (None if bad else found), bad
+
+
+def _gguf_size(key: str, value: gguf.Value | None) -> object:
+    """What a key says of a size: a number, or for the vocabulary how many tokens are listed; else whatever is there."""
+    if isinstance(value, gguf.Array) and key == TOKENS:
+        return len(value)
+    return value.value if isinstance(value, gguf.Scalar) and key != TOKENS else value
+
+
+def _no_size(value: object) -> str:
+    if isinstance(value, gguf.Array):
+        return f"is an array of {len(value)}, not a number"
+    if isinstance(value, gguf.Scalar):
+        return "is a single value, not an array"
+    return "is missing" if value is None else f"is {value!r}, which is no size"
 
 
 def _claims(dialect: Dialect | None, weights: Sequence[Weight]) -> dict[str, Claim]:
@@ -309,6 +324,6 @@ def extents_of(
 
 
 def digest(files: Iterable[SourceFile]) -> str:
-    """What identifies the source: every file's name, size, time of change and header."""
+    """What identifies the source: every file's name, size, time of change and header. A copy of all that is as good."""
     rows = [f"{f.name} {f.size} {f.mtime_ns} {f.header_sha256}" for f in files]
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -7,6 +7,7 @@ from typing import Any
 
 from ckpttool.archs import Claim, Dialect, Sizes
 from ckpttool.archs.joins import PartShape
+from ckpttool.codecs.formats import Packing
 from ckpttool.errors import CkptError, InputError
 from ckpttool.locate import Located
 from ckpttool.tensors import StoredTensor, Weight
@@ -61,6 +62,16 @@ def doubled(stored: Sequence[StoredTensor]) -> Iterable[CkptError]:
             yield InputError(f"also in {first.file}", file=t.file, field=t.name, hint="each tensor may be stored once")
 
 
+def merged(weights: Sequence[Weight]) -> Iterable[CkptError]:
+    """Weights that come to the same name from tensors of different names: only one of them could be meant."""
+    seen: dict[str, tuple[str, ...]] = {}
+    for w in weights:
+        names = tuple(t.name for t in w.stored)
+        if (first := seen.setdefault(w.name, names)) != names:
+            text = f"stored twice, as {first[0]} and as {names[0]}"
+            yield InputError(text, file=w.stored[0].file, field=w.name, hint="leave out the one that is not meant")
+
+
 def absurd(dialect: Dialect, sizes: Sizes, count: int, where: str) -> list[CkptError]:
     """More layers or experts than there are tensors: said at once, rather than by naming each that is missing."""
     letters = {"L": "layers"} | ({"E": "experts"} if any("{e}" in row for row in dialect.rows) else {})
@@ -86,32 +97,50 @@ def misfits(
     for w in weights:
         if w.name not in expected:
             layer = "" if w.name not in claims else f"; {said} {sizes['L']} layers, {sizes['E']} experts"
-            yield InputError(
-                f"not a name of the {dialect.name} dialect{layer}",
-                file=w.stored[0].file,
-                field=w.name,
-                hint="every tensor must be known, or it would be lost; is it an adapter or another architecture?",
-            )
-            continue
-        join = expected[w.name].join
-        if dialect.container == "safetensors" and is_expert(join.parts[0]) and w.codec.name not in dialect.experts:
-            text = f"is {w.codec.name}; experts of the {dialect.name} dialect are {' or '.join(dialect.experts)}"
-            hint = "take the checkpoint that it was made from: BF16 or MXFP4"
-            yield InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
-            continue
-        shape = join.stored_shape(shapes)
-        if _squeezed(w.shape) != _squeezed(shape):
-            yield _misshaped(w, shape, said)
+            text = f"not a name of the {dialect.name} dialect{layer}"
+            hint = "every tensor must be known, or it would be lost; is it an adapter or another architecture?"
+        else:
+            join = expected[w.name].join
+            found = _format_misfit(w, dialect, is_expert(join.parts[0]))
+            found = found or _shape_misfit(w, join.stored_shape(shapes), said, dialect.container)
+            found = found or _block_misfit(w, shapes[join.parts[0]].row_length)
+            if found is None:
+                continue
+            text, hint = found
+        yield InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
 
 
-def _misshaped(w: Weight, shape: tuple[int, ...], said: str) -> CkptError:
+def _format_misfit(w: Weight, dialect: Dialect, is_expert: bool) -> tuple[str, str] | None:
+    if dialect.container == "safetensors" and is_expert and w.codec.name not in dialect.experts:
+        text = f"is {w.codec.name}; experts of the {dialect.name} dialect are {' or '.join(dialect.experts)}"
+        return text, "take the checkpoint that it was made from: BF16 or MXFP4"
+    ends = tuple(t.name.removeprefix(w.name) for t in w.stored)
+    if w.codec.packing is Packing.pair and ends != dialect.pair:
+        pair = f"has {' and '.join(dialect.pair)}" if dialect.pair else "has no such pairs"
+        return f"stored as {' and '.join(ends)}; the {dialect.name} dialect {pair}", "is it of another checkpoint?"
+    return None
+
+
+def _shape_misfit(w: Weight, shape: tuple[int, ...], said: str, container: str) -> tuple[str, str] | None:
+    same = w.shape == shape if container == "safetensors" else _squeezed(w.shape) == _squeezed(shape)
+    if same:
+        return None
     text = f"has shape {list(w.shape)}, but {said} {list(shape)}"
     swapped = (*w.shape[:-2], *reversed(w.shape[-2:]))
     if len(shape) == 3 and swapped == shape:
         hint = "the experts look un-transposed: HF BF16 experts are [experts, in, out]; transpose the last two axes"
     else:
         hint = "sizes and weights are of different models"
-    return InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
+    return text, hint
+
+
+def _block_misfit(w: Weight, row_length: int) -> tuple[str, str] | None:
+    block = w.codec.format.block
+    if row_length % block == 0:
+        return None
+    row = f"rows of {row_length} elements" if row_length > 1 else "a vector"
+    text = f"is {w.codec.name}, whose blocks have {block} elements, but this is {row}"
+    return text, "take a checkpoint that keeps it in F32 or BF16, as llama.cpp and transformers do"
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

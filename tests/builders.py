@@ -363,8 +363,8 @@ def write_gguf(
 ) -> Path:
     """A GGUF by gguf-py: `experts` "MXFP4", "BF16" or "F32", other matrices `plain` ("BF16", "F16", "F32").
 
-    Vectors are F32. `keys` are further key-values, as text, bool, int (u32) or float (f32); None leaves one of ours
-    out. `change` edits (ggml type, array) by name; MXFP4's and BF16's arrays are uint8 [..., bytes of a row].
+    Vectors are F32. `keys` are further key-values, as text, bool, int (u32), float (f32) or list; None leaves one
+    of ours out. `change` edits (ggml type, array) by name; MXFP4's and BF16's arrays are uint8 [..., bytes of a row].
     """
     import gguf
 
@@ -438,7 +438,10 @@ def _key_values(writer: Any, model: Model, more: dict[str, Any]) -> None:
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-4o",
     }
-    add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+    add = {
+        str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+        list: writer.add_array,
+    }  # fmt: skip
     for key, value in {**ours, **more}.items():
         if value is not None:
             add[type(value)](key, value)

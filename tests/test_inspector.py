@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from commandline import run
 
 import ckpttool
 from ckpttool.archs import arches
+from ckpttool.checkpoint import digest
 from ckpttool.codecs.formats import ggml_codec
 from ckpttool.containers.ggml_types import GGML_TYPES
 from ckpttool.reports import Inspection, WeightReport
@@ -174,6 +177,40 @@ def test_a_header_that_cannot_be_trusted_is_refused(tmp_path: Path) -> None:
     result = run("inspect", tmp_path / "x.safetensors")
     assert (result.code, result.out) == (3, "")
     assert result.err.startswith("error: x.safetensors")
+
+
+def test_axes_of_one_are_nothing_in_a_gguf_alone(tmp_path: Path) -> None:
+    """ggml's C writer drops them; safetensors keeps every shape as it is."""
+
+    def longer(rows: dict[str, tuple[str, Any]]) -> None:
+        kind, array = rows["output_norm.weight"]
+        rows["output_norm.weight"] = kind, array[None]
+
+    source = builders.write_gguf(MODEL, tmp_path / "x.gguf", change=longer)
+    assert ckpttool.inspect(source).problems == ()
+    assert ckpttool.open_checkpoint(source).part("norm").shape == (32,)
+    shape = MODEL.plain["norm"][None]
+    folder = builders.write(
+        MODEL, tmp_path / "a", "hf", change=lambda t: t.update({"model.norm.weight": builders.Tensor("BF16", shape)})
+    )
+    (problem,) = ckpttool.inspect(folder).problems
+    assert "model.norm.weight: has shape [1, 32], but config.json says [32]" in problem
+
+
+def test_a_file_is_known_by_more_than_its_name_and_times(tmp_path: Path) -> None:
+    """Another file of the same name, size, time and header is told apart; a copy has the same digest all the same."""
+    folder = builders.write(MODEL, tmp_path / "a", "hf", shards=2)
+    before = ckpttool.open_checkpoint(folder).files
+    shutil.copytree(folder, tmp_path / "b", copy_function=shutil.copy2)
+    for f in before:
+        status = f.path.stat()
+        assert f.identity == (status.st_dev, status.st_ino)
+        (tmp_path / "b" / f.name).replace(f.path)
+    after = ckpttool.open_checkpoint(folder).files
+    for x, y in zip(before, after, strict=True):
+        assert x.identity != y.identity
+        assert dataclasses.replace(x, identity=y.identity) == y
+    assert digest(before) == digest(after)
 
 
 def test_the_text_has_a_line_for_each_weight(tmp_path: Path) -> None:

@@ -103,6 +103,46 @@ def replace(name: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, 
     return lambda t: t.update({name: Tensor(t[name].dtype, change(t[name].array))})
 
 
+def paired(name: str, codes: str, scales: str) -> builders.Change:
+    """`name` once more, in MXFP4, in two tensors of names that end so; random bytes of the right shape."""
+
+    def change(t: Tensors) -> None:
+        like = t.get(name, t.get(f"{name}_blocks"))
+        assert like is not None
+        rows = like.array.shape[: 2 if name.startswith(EXPERTS) else -1]
+        groups = like.array.shape[2] if name.startswith(EXPERTS) else like.array.shape[-1] // 32
+        t[name + codes] = Tensor("U8", np.ones((*rows, groups, 16), np.uint8))
+        t[name + scales] = Tensor("U8", np.full((*rows, groups), 120, np.uint8))
+
+    return change
+
+
+def scalar_scales(folder: Path) -> None:
+    """One block with a scale of no dimension, which numpy's serializer does not write."""
+    path = folder / "model.safetensors"
+    one = {"x_blocks": Tensor("U8", np.zeros(16, np.uint8)), "x_scales": Tensor("U8", np.zeros(1, np.uint8))}
+    builders.save(path, builders.read(path) | one)
+    data = path.read_bytes()
+    assert data.count(b'"shape":[1]') == 1
+    path.write_bytes(data.replace(b'"shape":[1]', b'"shape":[] '))
+
+
+def only_paired(name: str) -> builders.Change:
+    """`name` in MXFP4, in place of what it was."""
+
+    def change(t: Tensors) -> None:
+        paired(name, "_blocks", "_scales")(t)
+        t.pop(name)
+
+    return change
+
+
+def as_q8_0(name: str, shape: tuple[int, ...]) -> Callable[[dict[str, Any]], object]:
+    """A GGUF's tensor of this shape, in Q8_0."""
+    nbytes = (*shape[:-1], shape[-1] // 32 * 34)
+    return lambda t: t.update({name: ("Q8_0", np.zeros(nbytes, np.uint8))})
+
+
 def narrow(t: Tensors) -> None:
     """Intermediate 80 instead of 96: no multiple of 32."""
     for name, tensor in list(t.items()):
@@ -287,6 +327,38 @@ CASES: dict[str, Case] = {
             {f"{EXPERTS}down_proj_blocks": Tensor("BF16", t[f"{EXPERTS}down_proj_blocks"].array.astype(np.uint16))}
         ),
     ),
+    "scales without an axis": edited(
+        "model.safetensors: x_blocks: U8 [16] with scales U8 []; MXFP4 is U8", edit=scalar_scales
+    ),
+    "a pair under the names of two dialects": hf(
+        f"{EXPERTS}down_proj: stored twice, as {EXPERTS}down_proj.blocks and as {EXPERTS}down_proj_blocks; leave out",
+        f"{EXPERTS}down_proj: stored as .blocks and .scales; the hf dialect has _blocks and _scales",
+        change=paired(f"{EXPERTS}down_proj", ".blocks", ".scales"),
+    ),
+    "a pair under another dialect's names": hf(
+        f"{EXPERTS}down_proj: stored as .blocks and .scales; the hf dialect has _blocks and _scales",
+        change=lambda t: [
+            paired(f"{EXPERTS}down_proj", ".blocks", ".scales")(t),
+            drop(f"{EXPERTS}down_proj_blocks", f"{EXPERTS}down_proj_scales")(t),
+        ],
+    ),
+    "a weight that is plain and a pair": hf(
+        "lm_head.weight: stored twice, as lm_head.weight and as lm_head.weight_blocks; leave out",
+        change=paired("lm_head.weight", "_blocks", "_scales"),
+    ),
+    "a pair in a dialect that has none": hf(
+        "lm_head.weight: stored as _blocks and _scales; the hf-bf16 dialect has no such pairs",
+        dialect="hf-bf16",
+        options=("--to", "mxfp4"),
+        change=only_paired("lm_head.weight"),
+    ),
+    "a vector in MXFP4": hf(
+        f"{NORM}: is MXFP4, whose blocks have 32 elements, but this is a vector; take a checkpoint that",
+        change=only_paired(NORM),
+    ),
+    "an axis of one too many": hf(
+        f"{NORM}: has shape [1, 64], but config.json says [64]", change=replace(NORM, lambda a: a[None])
+    ),
     # Index and files
     "an index that names more": edited(
         "weight_map[ghost]: says model-00001-of-00002.safetensors, whose header lacks it",
@@ -392,6 +464,23 @@ CASES: dict[str, Case] = {
         patched("tiny-gpt-oss-auto.gguf", lambda d: d.__delitem__(slice(-4096, None))), ("source.gguf",)
     ),
     "a GGUF that lacks keys": gguf("source.gguf: gpt-oss.block_count: is missing", keys={"gpt-oss.block_count": None}),
+    "a GGUF with a vector in Q8_0": gguf(
+        "source.gguf: output_norm.weight: is Q8_0, whose blocks have 32 elements, but this is a vector",
+        change=as_q8_0("output_norm.weight", (64,)),
+    ),
+    "a GGUF with biases in Q8_0": gguf(
+        "source.gguf: blk.1.ffn_up_exps.bias: is Q8_0, whose blocks have 32 elements, but this is a vector",
+        change=as_q8_0("blk.1.ffn_up_exps.bias", (3, 96)),
+        options=("--to", "openai"),
+    ),
+    "a GGUF with sizes that are arrays": gguf(
+        "source.gguf: gpt-oss.attention.head_count: is an array of 2, not a number",
+        "source.gguf: gpt-oss.embedding_length: is an array of 64, not a number",
+        keys={"gpt-oss.attention.head_count": [4, 4], "gpt-oss.embedding_length": [1] * 64},
+    ),
+    "a GGUF with a size that is text": gguf(
+        "source.gguf: gpt-oss.block_count: is '2', which is no size", keys={"gpt-oss.block_count": "2"}
+    ),
     "a GGUF that lacks a tensor": gguf(
         "source.gguf: output.weight: is missing", change=lambda t: t.pop("output.weight")
     ),
