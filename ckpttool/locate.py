@@ -121,10 +121,13 @@ def _without_index(folder: Path, names: list[str]) -> list[str]:
     if len(names) == 1 and not SHARD.fullmatch(names[0]):
         _inside(folder / names[0], folder)
         return names
+    shards = [m for n in names if (m := SHARD.fullmatch(n))]
     if "model.safetensors" in names:
+        if shards:
+            hint = "give model.safetensors as SOURCE if that is meant; else move it away"
+            raise InputError(f"holds both model.safetensors and {shards[0].group()}", file=str(folder), hint=hint)
         _inside(folder / "model.safetensors", folder)
         return ["model.safetensors"]
-    shards = [m for n in names if (m := SHARD.fullmatch(n))]
     sets = {(m["stem"], m["of"]) for m in shards}
     numbers = {m["no"] for m in shards}
     if len(sets) != 1 or len(numbers) != len(shards):
@@ -144,7 +147,7 @@ def _without_index(folder: Path, names: list[str]) -> list[str]:
 
 
 def _locate_gguf(folder: Path, names: list[str]) -> Located:
-    ggufs = [n for n in names if n.endswith(".gguf")]
+    ggufs = [n for n in names if n.lower().endswith(".gguf")]
     firsts = [n for n in ggufs if not (m := SHARD.fullmatch(n)) or int(m["no"]) == 1]
     if len(firsts) == 1:
         return _locate_file(folder / firsts[0])

@@ -78,6 +78,11 @@ def test_model_safetensors_stands_before_others(tmp_path: Path) -> None:
     assert files(locate(tmp_path)) == ["model.safetensors"]
 
 
+def test_a_whole_file_beside_shards_can_be_given(tmp_path: Path) -> None:
+    put(tmp_path, "model.safetensors", *SHARDS1)
+    assert files(locate(tmp_path / "model.safetensors")) == ["model.safetensors"]
+
+
 def test_shards_that_the_index_does_not_name_are_noted(tmp_path: Path) -> None:
     put(tmp_path, *SHARDS0)
     put_index(tmp_path, SHARDS1)
@@ -92,6 +97,7 @@ def test_a_gguf_by_its_content(tmp_path: Path) -> None:
     assert locate(tmp_path).container == "gguf"
     assert locate(tmp_path / "blobs" / "sha256-ab12").container == "gguf"
     assert files(locate(tmp_path)) == ["model.gguf"]
+    assert files(locate(put(tmp_path / "loud", "MODEL.GGUF", data=GGUF))) == ["MODEL.GGUF"]
 
 
 def test_a_split_set_by_its_first(tmp_path: Path) -> None:
@@ -140,6 +146,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an index whose files are gone": (
         indexed(SHARDS1, SHARDS1[0]),
         f"names files that are not there: {SHARDS1[1]}; download the missing files again",
+    ),
+    "shards and a whole file": (
+        lambda f: put(f, *SHARDS1, "model.safetensors"),
+        f"holds both model.safetensors and {SHARDS1[0]}; give model.safetensors as SOURCE",
     ),
     "an adapter": (adapter, "an adapter of openai/gpt-oss-20b; merge it first"),
     "an adapter's file": (
