@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ckpttool.codecs.formats import RECIPES, Recipe, ScaleRule, TieRule
+from ckpttool.containers.shards import SAFETENSORS_SHARD
 from ckpttool.errors import UsageError
 
 DIALECTS: Mapping[str, str] = MappingProxyType({"bf16": "hf-bf16", "mxfp4": "hf", "openai": "openai", "gguf": "gguf"})
@@ -35,7 +36,6 @@ MOE_EXPERTS = ("auto", "keep", "mxfp4")
 K_QUANT = re.compile(r"q[2-6]_k(_[sml])?|iq[1-4]_(x{0,2}s|m)|tq[12]_0", re.IGNORECASE)
 """llama-quantize's words for formats with blocks of 256 elements."""
 
-SAFETENSORS_SHARD = 5_000_000_000
 MAX_MEMORY = 512_000_000
 
 
@@ -58,6 +58,16 @@ class Target:
     def dialect(self) -> str:
         """The dialect that is written."""
         return DIALECTS[self.to]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `path` is that of the GGUF, and not of a folder for what is made."""
+        return is_gguf(self.path)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the name says GGUF, in whichever case: some file systems do not tell x.GGUF from x.gguf."""
+    return path.suffix.lower() == ".gguf"
 
 
 def target(
@@ -83,14 +93,14 @@ def target(
     path = Path(path)
     for option, value in (("to", to), ("experts", experts), ("outtype", outtype)):
         _refuse_k_quant(option, value)
-    to = to or ("gguf" if path.suffix == ".gguf" else None)
+    to = to or ("gguf" if is_gguf(path) else None)
     if to is None:
         hint = f"give --to {{{','.join(LEGAL)}}}, or a TARGET that ends in .gguf"
         raise UsageError("TARGET does not say what to convert to", hint=hint)
     if to not in LEGAL:
         raise UsageError(f"--to {to}: unknown", hint=f"choose one of {', '.join(LEGAL)}")
-    if path.suffix == ".gguf" and to != "gguf":
-        hint = "leave out .gguf, or say --to gguf"
+    if is_gguf(path) and to != "gguf":
+        hint = f"leave out {path.suffix}, or say --to gguf"
         raise UsageError(f"--to {to} writes a folder, but TARGET is {path.name}", hint=hint)
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in model_name or ""):
         raise UsageError(f"--model-name {model_name!r}: is no text of one line", hint="give a name in UTF-8")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ckpttool.codecs.formats import RECIPES, Recipe, ScaleRule, TieRule
+from ckpttool.containers.shards import SAFETENSORS_SHARD
 from ckpttool.errors import UsageError
-from ckpttool.target import LEGAL, MAX_MEMORY, SAFETENSORS_SHARD, Target, chosen_recipe, target
+from ckpttool.target import LEGAL, MAX_MEMORY, Target, chosen_recipe, target
 
 TO = ("bf16", "mxfp4", "openai", "gguf")
 EXPERTS = ("auto", "keep", "mxfp4", "bf16", "f16", "f32", "q8_0")
@@ -79,7 +80,10 @@ def test_defaults() -> None:
 
 def test_the_name_of_the_target_says_gguf() -> None:
     assert target("x.gguf").to == "gguf"
+    for name in ("x.GGUF", "x.Gguf"):
+        assert (target(name).to, target(name).is_file, target(name).path) == ("gguf", True, Path(name))
     assert target("out", to="gguf").dialect == "gguf"
+    assert not target("out", to="gguf").is_file
     assert [target("out", to=to).dialect for to in TO] == ["hf-bf16", "hf", "openai", "gguf"]
 
 
@@ -89,6 +93,7 @@ def test_the_name_of_the_target_says_gguf() -> None:
         ("out", {}, "TARGET does not say what to convert to; give --to {bf16,mxfp4,openai,gguf}"),
         ("out", {"to": "nvfp4"}, "--to nvfp4: unknown; choose one of bf16, mxfp4, openai, gguf"),
         ("x.gguf", {"to": "bf16"}, "--to bf16 writes a folder, but TARGET is x.gguf; leave out .gguf"),
+        ("x.GGUF", {"to": "bf16"}, "--to bf16 writes a folder, but TARGET is x.GGUF; leave out .GGUF, or say"),
         ("out", {"to": "bf16", "outtype": "bf16"}, "leave it out; it goes with --to gguf"),
         ("x.gguf", {"dtype": "f32"}, "leave it out; it goes with --to bf16, --to mxfp4"),
         ("out", {"to": "mxfp4", "experts": "q8_0"}, "choose one of auto, keep, mxfp4"),
