@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ckpttool.api import convert, plan, verify
+    from ckpttool.api import convert, plan
     from ckpttool.checkpoint import Checkpoint, open_checkpoint
     from ckpttool.codecs.arrays import RECIPES, BadBlock, Recipe, dequantize, quantize
     from ckpttool.errors import CkptError
     from ckpttool.inspector import inspect
+    from ckpttool.verifier import verify
 
 __all__ = [
     "RECIPES",
@@ -48,7 +49,7 @@ _HOMES = {
     "open_checkpoint": "checkpoint",
     "plan": "api",
     "quantize": "codecs.arrays",
-    "verify": "api",
+    "verify": "verifier",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the command line calls, and what a program may: one function for each command."""
+"""What the command line calls, and what a program may, to plan and to convert."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from ckpttool.planner import Plan, make_plan
 from ckpttool.preview import preview
 from ckpttool.reports import Conversion
 from ckpttool.target import MAX_MEMORY, target
-from ckpttool.verifier import verify
 
-__all__ = ["convert", "execute", "limit", "plan", "preview", "verify"]
+__all__ = ["convert", "execute", "limit", "plan", "preview"]
 
 Size = int | str
 """Bytes, or text such as "512MB", "5GB", "1GiB"."""
