@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
-from ckpttool.codecs import cpu_numpy, gpu, plain, reference  # noqa: E402 - see above
+from ckpttool.codecs import arrays, cpu_numpy, gpu, plain, reference  # noqa: E402 - see above
 from ckpttool.codecs.formats import RECIPES, Packing, Recipe, ScaleRule, TieRule  # noqa: E402
 from ckpttool.codecs.packing import PACK  # noqa: E402
 
@@ -173,13 +173,13 @@ def test_structs_wherever_they_start(blocks: int, skip: int, rng: np.random.Gene
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_columns(dtype: str, parts: int, packing: Packing, rng: np.random.Generator) -> None:
     """Experts at once, tiles that are not full, gate and up in turn; the slab is part of a larger matrix."""
-    experts, groups, rows = 2, 5, 34
+    experts, groups, rows = 2, 5, 34 // parts
     bits = hard_bits(rng, experts * rows * parts * groups, dtype).reshape(experts * rows, parts, groups * 32)
     columns = np.zeros((experts, groups * 32, rows * parts + 4), bits.dtype)
     by_expert = bits.reshape(experts, rows * parts, groups * 32)
     columns[:, :, : rows * parts] = by_expert.swapaxes(1, 2)
     slab = on_device(columns)[:, :, : rows * parts]
-    for recipe in ("best", "ocp", "llama.cpp"):
+    for recipe in ("best", "llama.cpp"):
         blocks, scales = empty(experts * rows, parts, groups, packing, True)
         gpu.quantize_columns(slab, dtype, RECIPES[recipe], packing, blocks, scales)
         expected = reference_rows(bits, dtype, RECIPES[recipe], packing)
@@ -333,6 +333,37 @@ def test_torchao(mode: str, bf16: bool, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(blocks.cpu().numpy()[:, 0], PACK[Packing.pair](codes))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_public_functions_take_tensors(dtype: str, rng: np.random.Generator) -> None:
+    """On the CPU: the same as for arrays, whatever the strides, and gradients do not matter. On a GPU: tests/gpu."""
+    values = rng.standard_normal((3, 64, 2)).astype(np.float32)
+    x = torch.from_numpy(values).to(getattr(torch, dtype)).requires_grad_().transpose(1, 2)
+    blocks, scales = arrays.quantize(x, "ocp")
+    assert (blocks.shape, scales.shape) == ((3, 2, 2, 16), (3, 2, 2))
+    expected = arrays.quantize(x.detach().float().numpy(), "ocp")
+    for made, wanted in zip(numpy_of(blocks, scales), expected, strict=True):
+        np.testing.assert_array_equal(made, wanted)
+    decoded = arrays.dequantize(blocks, scales)
+    assert decoded.dtype == torch.float32
+    np.testing.assert_array_equal(decoded.numpy(), arrays.dequantize(*expected))
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda x, b, s: arrays.quantize(x.double()), r"not torch.float64; x.to\(torch.float32\)"),
+        (lambda x, b, s: arrays.quantize(x[..., :33]), r"last axis of \(2, 33\)"),
+        (lambda x, b, s: arrays.dequantize(b, s.numpy()), "blocks are a Tensor, scales a ndarray"),
+        (lambda x, b, s: arrays.dequantize(b.int(), s), "must be uint8, not torch.int32"),
+        (lambda x, b, s: arrays.dequantize(b.to("meta"), s), "blocks lie on meta, scales on cpu"),
+    ],
+)
+def test_tensors_that_the_public_functions_refuse(work: Any, message: str) -> None:
+    x = torch.ones((2, 64))
+    with pytest.raises(ValueError, match=message):
+        work(x, *arrays.quantize(x))
+
+
 def good_arguments() -> dict[str, Any]:
     blocks, scales = empty(2, 1, 1, Packing.pair, False)
     x = torch.zeros((2, 1, 32), dtype=torch.bfloat16, device=DEVICE)
@@ -385,7 +416,7 @@ from triton.compiler import ASTSource, compile
 from ckpttool.codecs import gpu_rows
 kernel = gpu_rows.quantize_rows
 known = dict(SOURCE=SOURCE, RULE=3, TIES=0, KEEPS=True, GGML=False, PARTS=1, X_DENSE=True, OUT_DENSE=True,
-             ALIGNED=False, BLOCKS=128)
+             ALIGNED=False, BLOCKS=128, GROUPS=0)
 types, constants, places = {}, {}, {}
 for i, p in enumerate(kernel.params):
     pointer = {"x": "*u8", "blocks": "*u8", "scales": "*u8", "status": "*i64"}.get(p.name)

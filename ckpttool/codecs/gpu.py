@@ -66,9 +66,9 @@ REPACK: Final = {PAIR: (256, 2), GGML: (256, 4)}
 """Blocks that a program of the row kernels works on, and its warps, by packing (of the target, for repack): measured on
 an H200, see tests/bench/gpu_kernels.py. A thread has one block, or a few."""
 
-QUANTIZE_COLUMNS: Final = {PAIR: (4, 32), GGML: (4, 32)}
-DEQUANTIZE_COLUMNS: Final = {PAIR: (2, 64), GGML: (1, 128)}
-"""Blocks along K, and words along N, that the four warps of a program of the column kernels work on."""
+QUANTIZE_COLUMNS: Final = {PAIR: (4, 32, 4), GGML: (4, 32, 4)}
+DEQUANTIZE_COLUMNS: Final = {PAIR: (4, 64, 8), GGML: (2, 64, 4)}
+"""Blocks along K, and words along N, that a program of the column kernels works on, and its warps."""
 
 
 def unsupported(device: torch.device) -> str | None:
@@ -208,6 +208,11 @@ def _dense(groups: int, *runs: _Run) -> bool:
     return all(r.row == groups * r.unit for r in runs)
 
 
+def _known(groups: int, parts: int, *runs: _Run) -> int:
+    """G for kernels that divide by it, which are compiled for each; 0 for the others."""
+    return 0 if parts == 1 and _dense(groups, *runs) else groups
+
+
 def _aligned(groups: int, parts: int, *runs: _Run) -> bool:
     """Whether structs start at multiples of 4 bytes in each part, and follow each other."""
     structs = [r for r in runs if r.unit == 17]
@@ -231,7 +236,7 @@ def _require_exact(out_dtype: str) -> None:
     _require(out_dtype in ("BF16", "F32"), f"MXFP4 decodes to BF16 or F32, value for value, not to {out_dtype}")
 
 
-def _tiles(groups: int, words: int, experts: int, tile: tuple[int, int]) -> tuple[int, int, int]:
+def _tiles(groups: int, words: int, experts: int, tile: tuple[int, int, int]) -> tuple[int, int, int]:
     return -(-groups // tile[0]), -(-words // tile[1]), experts
 
 
@@ -250,8 +255,8 @@ def _how(recipe: Recipe) -> dict[str, Any]:
     return {"RULE": _RULES[recipe.scale], "TIES": _TIES[recipe.ties], "KEEPS": recipe.keeps_negative_zero}
 
 
-def _grid(span: tuple[int, int, bool], parts: int, lanes: int) -> tuple[int, int]:
-    return -(-(span[1] - span[0]) // lanes), parts
+def _grid(span: tuple[int, int, bool], parts: int, lanes: int) -> tuple[int]:
+    return (-(-(span[1] - span[0]) // lanes) * parts,)
 
 
 def quantize_rows(
@@ -271,10 +276,10 @@ def quantize_rows(
         lanes, warps = QUANTIZE_ROWS[packing]
         for span in _spans(rows * groups, _aligned(groups, parts, s)):
             gpu_rows.quantize_rows[_grid(span, parts, lanes)](
-                a.tensor, b.tensor, s.tensor, note, span[0], span[1], groups, *_strides(a, b, s),
+                a.tensor, b.tensor, s.tensor, note, span[0], span[1], *_strides(a, b, s),
                 SOURCE=_DTYPES[dtype], **_how(recipe), GGML=packing is Packing.ggml, PARTS=parts,
                 X_DENSE=_dense(groups, a), OUT_DENSE=_dense(groups, b, s), ALIGNED=span[2], BLOCKS=lanes,
-                num_warps=warps,
+                GROUPS=_known(groups, parts, a, b, s), num_warps=warps,
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
@@ -303,6 +308,7 @@ def quantize_columns(
             gpu_columns.quantize_columns[_tiles(k // 32, n * ITEMSIZE[dtype] // 4, experts, tile)](
                 lines[0], b.tensor, s.tensor, note, k // 32, n, *lines[1:], *_strides(b, s), SOURCE=_DTYPES[dtype],
                 **_how(recipe), GGML=packing is Packing.ggml, PARTS=parts, GROUPS=tile[0], WORDS=tile[1],
+                num_warps=tile[2],
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
@@ -326,9 +332,10 @@ def dequantize_rows(
         lanes, warps = DEQUANTIZE_ROWS[packing]
         for span in _spans(rows * groups, _aligned(groups, parts, s)):
             gpu_rows.dequantize_rows[_grid(span, parts, lanes)](
-                b.tensor, s.tensor, o.tensor, note, span[0], span[1], groups, *_strides(b, s, o),
+                b.tensor, s.tensor, o.tensor, note, span[0], span[1], *_strides(b, s, o),
                 TARGET=_DTYPES[out_dtype], GGML=packing is Packing.ggml, PARTS=parts, IN_DENSE=_dense(groups, b, s),
-                OUT_DENSE=_dense(groups, o), ALIGNED=span[2], BLOCKS=lanes, num_warps=warps,
+                OUT_DENSE=_dense(groups, o), ALIGNED=span[2], BLOCKS=lanes,
+                GROUPS=_known(groups, parts, b, s, o), num_warps=warps,
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
@@ -359,6 +366,7 @@ def dequantize_columns(
             gpu_columns.dequantize_columns[_tiles(k // 32, n // 2, experts, tile)](
                 b.tensor, s.tensor, lines[0], note, k // 32, n, *lines[1:], *_strides(b, s),
                 TARGET=_DTYPES[out_dtype], GGML=packing is Packing.ggml, PARTS=parts, GROUPS=tile[0], WORDS=tile[1],
+                num_warps=tile[2],
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
@@ -378,7 +386,8 @@ def repack(
         aligned = _aligned(groups, parts, *(r for r in (s, os) if r.unit == 17))
         for span in _spans(rows * groups, aligned):
             gpu_rows.repack[_grid(span, parts, lanes)](
-                b.tensor, s.tensor, ob.tensor, os.tensor, span[0], span[1], groups, *_strides(b, s, ob, os),
-                GGML=ggml, OUT_GGML=out_ggml, IN_DENSE=_dense(groups, b, s), OUT_DENSE=_dense(groups, ob, os),
-                ALIGNED=span[2], BLOCKS=lanes, num_warps=warps,
+                b.tensor, s.tensor, ob.tensor, os.tensor, span[0], span[1], *_strides(b, s, ob, os),
+                GGML=ggml, OUT_GGML=out_ggml, PARTS=parts, IN_DENSE=_dense(groups, b, s),
+                OUT_DENSE=_dense(groups, ob, os), ALIGNED=span[2], BLOCKS=lanes,
+                GROUPS=_known(groups, parts, b, s, ob, os), num_warps=warps,
             )  # fmt: skip

@@ -41,6 +41,22 @@ def load_lines(x, g0, groups, w0, n_words, line, GROUPS: tl.constexpr, WORDS: tl
 
 
 @jit
+def row_places(base, n0, columns, expert, row, part, step: tl.constexpr, PARTS: tl.constexpr, WORDS: tl.constexpr):
+    """Addresses of the rows of columns n0, n0 + step ..., and the flat numbers of these rows in [R, p].
+
+    Where all of them are of one part, what differs between lanes fits 32 bits.
+    """
+    lane = tl.arange(0, WORDS)
+    if step % PARTS == 0:
+        first = expert * (columns // PARTS) + n0 // PARTS
+        at = base + first.to(tl.int64) * row + (n0 % PARTS).to(tl.int64) * part
+        return at + lane * (step // PARTS * row), expert * columns + n0 + lane * step
+    n = n0 + lane * step
+    rows = expert * (columns // PARTS) + n // PARTS
+    return base + rows.to(tl.int64) * row + (n % PARTS).to(tl.int64) * part, expert * columns + n
+
+
+@jit
 def row_runs(words):
     """Four words [GROUPS, WORDS] of blocks as [WORDS, GROUPS * 4]: what a row has in one piece."""
     a, b, c, d = words
@@ -57,24 +73,21 @@ def store_columns(
     """Write blocks of columns n0, n0 + step ...; four words, scale bytes and maxima are [GROUPS, WORDS]."""
     n = n0 + tl.arange(0, WORDS) * step
     g = g0 + tl.arange(0, GROUPS)
-    row = expert * (columns // PARTS) + n // PARTS
-    part = n % PARTS
     inside = (n < columns)[:, None] & (g < groups)[None, :]
-    index = (row * PARTS + part)[None, :].to(tl.int64) * groups + g[:, None]
-    report_bad(status, index, amax, tl.trans(inside), RULE, TIES)
-    to_scale = (scales + row.to(tl.int64) * scale_row + part.to(tl.int64) * scale_part)[:, None]
+    to_scale, flat = row_places(scales, n0, columns, expert, scale_row, scale_part, step, PARTS, WORDS)
+    report_bad(status, flat[None, :] * groups + g[:, None], amax, tl.trans(inside), RULE, TIES)
     unit: tl.constexpr = 17 if GGML else 1
-    tl.store(to_scale + g[None, :] * unit, tl.trans(scale).to(tl.uint8), mask=inside)
+    tl.store(to_scale[:, None] + g[None, :] * unit, tl.trans(scale).to(tl.uint8), mask=inside)
     runs = row_runs(words)
     if GGML:
         byte = tl.arange(0, GROUPS * 16)
         group = g0 + byte // 16
         spread = tl.join(tl.join(runs, runs >> 16), tl.join(runs >> 8, runs >> 24)).reshape(WORDS, GROUPS * 16)
-        at = to_scale + (group * 17 + 1 + byte % 16)[None, :]
+        at = to_scale[:, None] + (group * 17 + 1 + byte % 16)[None, :]
         tl.store(at, spread.to(tl.uint8), mask=(n < columns)[:, None] & (group < groups)[None, :])
     else:
         word = tl.arange(0, GROUPS * 4)
-        to_block = blocks + row.to(tl.int64) * block_row + part.to(tl.int64) * block_part
+        to_block, _ = row_places(blocks, n0, columns, expert, block_row, block_part, step, PARTS, WORDS)
         at = to_block.to(tl.pointer_type(tl.uint32))[:, None] + (g0 * 4 + word)[None, :]
         tl.store(at, runs, mask=(n < columns)[:, None] & (g0 + word // 4 < groups)[None, :])
 
@@ -120,7 +133,7 @@ def quantize_columns(
 
 
 @jit
-def load_struct(at):
+def load_struct(at, inside):
     """Words and scale byte of structs of 17 bytes at any addresses.
 
     Each lies in five words of 32 bits, all of which have some of its bytes; `skip` bits of the first are not its own.
@@ -130,10 +143,10 @@ def load_struct(at):
     word = (address & -4).to(tl.pointer_type(tl.uint32))
     left = 24 - skip
     words = ()
-    before = tl.load(word)
-    scale = ((before >> skip) & 0xFF).to(tl.int32)
+    before = tl.load(word, mask=inside, other=0)
+    scale = tl.where(inside, (before >> skip) & 0xFF, 0).to(tl.int32)
     for j in tl.static_range(4):
-        after = tl.load(word + j + 1)
+        after = tl.load(word + j + 1, mask=inside, other=0)
         words = words + ((before >> skip >> 8) | (after << left),)
         before = after
     return words, scale
@@ -144,28 +157,22 @@ def load_columns(
     blocks, scales, status, g0, groups, n0, columns, expert, block_row, block_part, scale_row, scale_part,
     GGML: tl.constexpr, PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Four words [GROUPS, WORDS] of each block of columns n0, n0 + 2 ..., and the BF16 bits of the scales.
-
-    Lanes and blocks outside load what the last one inside does.
-    """
-    n = tl.minimum(n0 + tl.arange(0, WORDS) * 2, columns - 1)
-    g = tl.minimum(g0 + tl.arange(0, GROUPS), groups - 1)
-    row = expert * (columns // PARTS) + n // PARTS
-    part = n % PARTS
-    to_scale = (scales + row.to(tl.int64) * scale_row + part.to(tl.int64) * scale_part)[None, :]
+    """Four words [GROUPS, WORDS] of each block of columns n0, n0 + 2 ..., and the BF16 bits of the scales."""
+    g = g0 + tl.arange(0, GROUPS)
+    inside = (g < groups)[:, None] & (n0 + tl.arange(0, WORDS) * 2 < columns)[None, :]
+    to_scale, flat = row_places(scales, n0, columns, expert, scale_row, scale_part, 2, PARTS, WORDS)
     if GGML:
-        words, scale = load_struct(to_scale + g[:, None] * 17)
+        words, scale = load_struct(to_scale[None, :] + g[:, None] * 17, inside)
     else:
-        scale = tl.load(to_scale + g[:, None]).to(tl.int32)
-        to_block = (blocks + row.to(tl.int64) * block_row + part.to(tl.int64) * block_part)[None, :]
-        at = (to_block + g[:, None] * 16).to(tl.pointer_type(tl.uint32))
-        four = tl.load(at[:, :, None] + tl.arange(0, 4)[None, None, :])
+        scale = tl.load(to_scale[None, :] + g[:, None], mask=inside, other=0).to(tl.int32)
+        to_block, _ = row_places(blocks, n0, columns, expert, block_row, block_part, 2, PARTS, WORDS)
+        at = (to_block[None, :] + g[:, None] * 16).to(tl.pointer_type(tl.uint32))
+        four = tl.load(at[:, :, None] + tl.arange(0, 4)[None, None, :], mask=inside[:, :, None], other=0)
         even, odd = tl.split(four.reshape(GROUPS, WORDS, 2, 2))
         a, c = tl.split(even)
         b, d = tl.split(odd)
         words = (a, b, c, d)
-    index = (row * PARTS + part)[None, :].to(tl.int64) * groups + g[:, None]
-    report_undecodable(status, index, scale, words, scale >= 0)
+    report_undecodable(status, flat[None, :] * groups + g[:, None], scale, words, inside)
     return words, scale_value(scale)
 
 

@@ -1,9 +1,11 @@
 """The Triton kernels of `gpu` for rows: blocks that lie along the contiguous axis. `gpu` has checked everything.
 
-A program works on `BLOCKS` blocks of one part, n = first ... of the R * G blocks of that part; the grid's second axis
-is the part. An operand whose rows follow each other without gaps is `DENSE`: block n lies n blocks from its start.
-Strides are bytes. A lane is a block: it loads four words at a time, that is 16 bytes, and nothing but bytes on their
-way to or from memory changes places between threads.
+A program works on `BLOCKS` blocks of one part, n = first ... of the R * G blocks of that part. Parts take turns, so
+that rows that lie between each other's, and share sectors of memory, are worked on at the same time. An operand whose
+rows follow each other without gaps is `DENSE`: block n lies n blocks from its start. `GROUPS` is G where something has
+to be divided by it (a division by a known number is a multiplication), otherwise 0. Strides are bytes. A lane is a
+block: it loads four words at a time, that is 16 bytes, and nothing but bytes on their way to or from memory changes
+places between threads.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ from ckpttool.codecs.gpu_lanes import BEST, BF16, F32, TO_EVEN, decoded, jit, sc
 
 
 @jit
-def place(base, first, lane, groups, row, unit: tl.constexpr, DENSE: tl.constexpr):
+def place(base, first, lane, row, unit: tl.constexpr, DENSE: tl.constexpr, GROUPS: tl.constexpr):
     """Addresses of blocks first + lane of a part, which are `unit` bytes long."""
     if DENSE:
         at = base + first.to(tl.int64) * unit + lane * unit
     else:
         n = first + lane
-        at = base + (n // groups).to(tl.int64) * row + (n % groups) * unit
+        at = base + (n // GROUPS).to(tl.int64) * row + (n % GROUPS) * unit
     return at
 
 
 @jit
-def index_of(n, part, groups, PARTS: tl.constexpr):
+def index_of(n, part, PARTS: tl.constexpr, GROUPS: tl.constexpr):
     """Flat index of block `n` of a part, in row-major order of [R, p, G]."""
-    return n if PARTS == 1 else (n // groups * PARTS + part) * groups + n % groups
+    return n if PARTS == 1 else (n // GROUPS * PARTS + part) * GROUPS + n % GROUPS
 
 
 @jit
@@ -107,8 +109,9 @@ def struct_words(words, scale, BLOCKS: tl.constexpr):
 
 @jit
 def store_structs(
-    structs, first, words, scale, count, row, groups, BLOCKS: tl.constexpr, DENSE: tl.constexpr, ALIGNED: tl.constexpr
-):
+    structs, first, words, scale, count, row, BLOCKS: tl.constexpr, DENSE: tl.constexpr, ALIGNED: tl.constexpr,
+    GROUPS: tl.constexpr,
+):  # fmt: skip
     """Write blocks as structs of 17 bytes, which are aligned to nothing.
 
     ALIGNED: structs are dense, start at a multiple of 4 bytes, and whole fours of them are written.
@@ -122,7 +125,7 @@ def store_structs(
         tl.store(at[:, None] + tl.arange(0, 16)[None, :], most, mask=inside[:, None])
         tl.store(at + 16, last, mask=inside)
     else:
-        at = place(structs, first, lane, groups, row, 17, DENSE)
+        at = place(structs, first, lane, row, 17, DENSE, GROUPS)
         inside = first + lane < count
         tl.store(at, scale.to(tl.uint8), mask=inside)
         for j in tl.static_range(4):
@@ -131,10 +134,12 @@ def store_structs(
 
 
 @jit
-def load_structs(structs, first, count, row, groups, BLOCKS: tl.constexpr, DENSE: tl.constexpr, ALIGNED: tl.constexpr):
+def load_structs(
+    structs, first, count, row, BLOCKS: tl.constexpr, DENSE: tl.constexpr, ALIGNED: tl.constexpr, GROUPS: tl.constexpr
+):
     """Words and scale bytes of structs; see `store_structs`. Each word is the ends of two neighbours."""
     lane = tl.arange(0, BLOCKS)
-    at = place(structs, first, lane, groups, row, 17, DENSE)
+    at = place(structs, first, lane, row, 17, DENSE, GROUPS)
     inside = first + lane < count
     scale = tl.load(at, mask=inside, other=0).to(tl.int32)
     if ALIGNED:
@@ -157,34 +162,34 @@ def load_structs(structs, first, count, row, groups, BLOCKS: tl.constexpr, DENSE
 
 @jit
 def load_blocks(
-    blocks, scales, first, count, groups, block_row, scale_row, GGML: tl.constexpr, BLOCKS: tl.constexpr,
-    DENSE: tl.constexpr, ALIGNED: tl.constexpr,
+    blocks, scales, first, count, block_row, scale_row, GGML: tl.constexpr, BLOCKS: tl.constexpr,
+    DENSE: tl.constexpr, ALIGNED: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Four words and the scale byte, as int32, of blocks in either packing; zeros past the end."""
     if GGML:
-        words, scale = load_structs(scales, first, count, scale_row, groups, BLOCKS, DENSE, ALIGNED)
+        words, scale = load_structs(scales, first, count, scale_row, BLOCKS, DENSE, ALIGNED, GROUPS)
     else:
         lane = tl.arange(0, BLOCKS)
         inside = first + lane < count
-        words = load_words(place(blocks, first, lane, groups, block_row, 16, DENSE), inside, 4)
-        byte = tl.load(place(scales, first, lane, groups, scale_row, 1, DENSE), mask=inside, other=0)
+        words = load_words(place(blocks, first, lane, block_row, 16, DENSE, GROUPS), inside, 4)
+        byte = tl.load(place(scales, first, lane, scale_row, 1, DENSE, GROUPS), mask=inside, other=0)
         scale = byte.to(tl.int32)
     return words, scale
 
 
 @jit
 def store_blocks(
-    blocks, scales, first, words, scale, count, groups, block_row, scale_row, GGML: tl.constexpr,
-    BLOCKS: tl.constexpr, DENSE: tl.constexpr, ALIGNED: tl.constexpr,
+    blocks, scales, first, words, scale, count, block_row, scale_row, GGML: tl.constexpr, BLOCKS: tl.constexpr,
+    DENSE: tl.constexpr, ALIGNED: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Write four words and the scale byte of blocks in either packing."""
     if GGML:
-        store_structs(scales, first, words, scale, count, scale_row, groups, BLOCKS, DENSE, ALIGNED)
+        store_structs(scales, first, words, scale, count, scale_row, BLOCKS, DENSE, ALIGNED, GROUPS)
     else:
         lane = tl.arange(0, BLOCKS)
         inside = first + lane < count
-        store_words(place(blocks, first, lane, groups, block_row, 16, DENSE), words, inside, 4)
-        tl.store(place(scales, first, lane, groups, scale_row, 1, DENSE), scale.to(tl.uint8), mask=inside)
+        store_words(place(blocks, first, lane, block_row, 16, DENSE, GROUPS), words, inside, 4)
+        tl.store(place(scales, first, lane, scale_row, 1, DENSE, GROUPS), scale.to(tl.uint8), mask=inside)
 
 
 @jit
@@ -199,17 +204,18 @@ def singles_of_row(words, SOURCE: tl.constexpr):
 
 @jit
 def quantize_rows(
-    x, blocks, scales, status, start, count, groups, x_row, x_part, block_row, block_part, scale_row, scale_part,
+    x, blocks, scales, status, start, count, x_row, x_part, block_row, block_part, scale_row, scale_part,
     SOURCE: tl.constexpr, RULE: tl.constexpr, TIES: tl.constexpr, KEEPS: tl.constexpr, GGML: tl.constexpr,
     PARTS: tl.constexpr, X_DENSE: tl.constexpr, OUT_DENSE: tl.constexpr, ALIGNED: tl.constexpr, BLOCKS: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Blocks start ... count - 1 of each part; see `gpu.quantize_rows`."""
-    part = tl.program_id(1)
-    first = start + tl.program_id(0) * BLOCKS
+    part = tl.program_id(0) % PARTS
+    first = start + tl.program_id(0) // PARTS * BLOCKS
     lane = tl.arange(0, BLOCKS)
     inside = first + lane < count
     n_words: tl.constexpr = 32 if SOURCE == F32 else 16
-    at = place(x + part.to(tl.int64) * x_part, first, lane, groups, x_row, n_words * 4, X_DENSE)
+    at = place(x + part.to(tl.int64) * x_part, first, lane, x_row, n_words * 4, X_DENSE, GROUPS)
     words = load_words(at, inside, n_words)
     if SOURCE == BF16 and TIES == TO_EVEN:
         highest = highest_pair(words, 16)
@@ -222,10 +228,10 @@ def quantize_rows(
     else:
         codes, scale, amax = codes_of_singles(singles_of_row(words, SOURCE), RULE, TIES, KEEPS)
         packed = words_of_singles(codes, GGML)
-    report_bad(status, index_of(first + lane, part, groups, PARTS), amax, inside, RULE, TIES)
+    report_bad(status, index_of(first + lane, part, PARTS, GROUPS), amax, inside, RULE, TIES)
     store_blocks(
         blocks + part.to(tl.int64) * block_part, scales + part.to(tl.int64) * scale_part, first, packed, scale, count,
-        groups, block_row, scale_row, GGML, BLOCKS, OUT_DENSE, ALIGNED,
+        block_row, scale_row, GGML, BLOCKS, OUT_DENSE, ALIGNED, GROUPS,
     )  # fmt: skip
 
 
@@ -242,44 +248,45 @@ def values_of_row(v, factor):
 
 @jit
 def dequantize_rows(
-    blocks, scales, out, status, start, count, groups, block_row, block_part, scale_row, scale_part, out_row, out_part,
+    blocks, scales, out, status, start, count, block_row, block_part, scale_row, scale_part, out_row, out_part,
     TARGET: tl.constexpr, GGML: tl.constexpr, PARTS: tl.constexpr, IN_DENSE: tl.constexpr, OUT_DENSE: tl.constexpr,
-    ALIGNED: tl.constexpr, BLOCKS: tl.constexpr,
+    ALIGNED: tl.constexpr, BLOCKS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Blocks start ... count - 1 of each part; see `gpu.dequantize_rows`."""
-    part = tl.program_id(1)
-    first = start + tl.program_id(0) * BLOCKS
+    part = tl.program_id(0) % PARTS
+    first = start + tl.program_id(0) // PARTS * BLOCKS
     lane = tl.arange(0, BLOCKS)
     inside = first + lane < count
     words, scale = load_blocks(
-        blocks + part.to(tl.int64) * block_part, scales + part.to(tl.int64) * scale_part, first, count, groups,
-        block_row, scale_row, GGML, BLOCKS, IN_DENSE, ALIGNED,
+        blocks + part.to(tl.int64) * block_part, scales + part.to(tl.int64) * scale_part, first, count,
+        block_row, scale_row, GGML, BLOCKS, IN_DENSE, ALIGNED, GROUPS,
     )  # fmt: skip
-    report_undecodable(status, index_of(first + lane, part, groups, PARTS), scale, words, inside)
+    report_undecodable(status, index_of(first + lane, part, PARTS, GROUPS), scale, words, inside)
     values = values_of_row(row_of_words(words, GGML), scale_value(scale) * 0x10001)
     n_words: tl.constexpr = 32 if TARGET == F32 else 16
     if TARGET == F32:
         values = tl.join(values << 16, values & 0xFFFF0000).reshape(BLOCKS, 32)
-    at = place(out + part.to(tl.int64) * out_part, first, lane, groups, out_row, n_words * 4, OUT_DENSE)
+    at = place(out + part.to(tl.int64) * out_part, first, lane, out_row, n_words * 4, OUT_DENSE, GROUPS)
     tl.store(words_at(at, n_words), values, mask=inside[:, None])
 
 
 @jit
 def repack(
-    blocks, scales, out_blocks, out_scales, start, count, groups, block_row, block_part, scale_row, scale_part,
+    blocks, scales, out_blocks, out_scales, start, count, block_row, block_part, scale_row, scale_part,
     out_block_row, out_block_part, out_scale_row, out_scale_part, GGML: tl.constexpr, OUT_GGML: tl.constexpr,
-    IN_DENSE: tl.constexpr, OUT_DENSE: tl.constexpr, ALIGNED: tl.constexpr, BLOCKS: tl.constexpr,
+    PARTS: tl.constexpr, IN_DENSE: tl.constexpr, OUT_DENSE: tl.constexpr, ALIGNED: tl.constexpr, BLOCKS: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):  # fmt: skip
     """Blocks start ... count - 1 of each part; see `gpu.repack`."""
-    part = tl.program_id(1).to(tl.int64)
-    first = start + tl.program_id(0) * BLOCKS
+    part = (tl.program_id(0) % PARTS).to(tl.int64)
+    first = start + tl.program_id(0) // PARTS * BLOCKS
     words, scale = load_blocks(
-        blocks + part * block_part, scales + part * scale_part, first, count, groups, block_row, scale_row, GGML,
-        BLOCKS, IN_DENSE, ALIGNED,
+        blocks + part * block_part, scales + part * scale_part, first, count, block_row, scale_row, GGML,
+        BLOCKS, IN_DENSE, ALIGNED, GROUPS,
     )  # fmt: skip
     if GGML != OUT_GGML:
         words = other_packing(words, OUT_GGML)
     store_blocks(
-        out_blocks + part * out_block_part, out_scales + part * out_scale_part, first, words, scale, count, groups,
-        out_block_row, out_scale_row, OUT_GGML, BLOCKS, OUT_DENSE, ALIGNED,
+        out_blocks + part * out_block_part, out_scales + part * out_scale_part, first, words, scale, count,
+        out_block_row, out_scale_row, OUT_GGML, BLOCKS, OUT_DENSE, ALIGNED, GROUPS,
     )  # fmt: skip
