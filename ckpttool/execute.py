@@ -203,7 +203,8 @@ def _require_unchanged(plan: Plan) -> None:
             status = f.path.stat()
         except OSError as e:
             raise InputError("has gone while it was converted", file=f.name, hint="put it back, and start again") from e
-        if (status.st_size, status.st_mtime_ns) != (f.size, f.mtime_ns):
+        found = (status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
+        if found != (f.size, f.mtime_ns, f.identity):
             raise InputError("has changed while it was converted", file=f.name, hint="give the same command again")
 
 

@@ -36,7 +36,7 @@ def read_entries(path: Path, digest: str) -> list[Entry] | None:
     """The entries of the journal at `path`, or None where it is missing or belongs to another plan."""
     try:
         lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     head = _parsed(lines[0])
     if head is None or head.get("plan") != digest:

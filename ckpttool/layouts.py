@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from ckpttool.archs import Claim, Dialect
 from ckpttool.archs.joins import PartShape
@@ -108,7 +109,7 @@ def gguf_files(
     groups = [range(len(rows))] if limit is None else shards.split_by_size([r.nbytes for r in rows], limit)
     if len(groups) == 1:
         return (_gguf_file(rows, metadata, name),)
-    names = shards.shard_names(name.removesuffix(".gguf"), len(groups), ".gguf")
+    names = shards.shard_names(PurePath(name).stem, len(groups), ".gguf")
     out = []
     for no, (group, shard) in enumerate(zip(groups, names, strict=True)):
         split = {

@@ -116,8 +116,7 @@ def _problems_of(work: Callable[[], object]) -> tuple[CkptError, ...]:
 
 def _likely_place(target: Target) -> Place:
     """The target's place before its files are known."""
-    is_file = target.path.suffix == ".gguf"
-    return place(target.path, not is_file, [target.path.name] if is_file else [])
+    return place(target.path, not target.is_file, [target.path.name] if target.is_file else [])
 
 
 def _known(source: Checkpoint, target: Target) -> Arch:
@@ -163,8 +162,10 @@ def _folder(source: Checkpoint, target: Target, drafted: Sequence[Draft], dialec
 def _gguf(source: Checkpoint, target: Target, drafted: Sequence[Draft]) -> _Made:
     ordered = gguf_order(source, drafted)
     metadata, assumed, notes = gguf_keys(source, target, ordered)
-    path = target.path if target.path.suffix == ".gguf" else target.path / default_name(metadata)
+    path = target.path if target.is_file else target.path / default_name(metadata)
     files = gguf_files(ordered, metadata, path.name, target.max_shard_size)
+    if len(files) > 1:
+        path = path.with_suffix(".gguf")  # as its shards are named, whatever the case of TARGET's
     return _Made(place(path, False, [f.name for f in files]), files, (), tuple(assumed), tuple(notes))
 
 

@@ -114,7 +114,7 @@ def resumed(plan: Plan) -> dict[int, Entry]:
 def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:
     slab = plan.slabs[entry.slab]
     ranges = target_ranges(plan.steps[slab.step], slab)
-    if len(ranges) != len(entry.crcs):
+    if not entry.fits(len(ranges), len(plan.steps[slab.step].parts)):
         return False
     for at, crc in zip(ranges, entry.crcs, strict=True):
         if at.file not in held:

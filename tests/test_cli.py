@@ -680,9 +680,9 @@ def test_an_overwrite_of_something_else_is_refused_before_the_work(hf: Path, tmp
             (path / name).write_text("mine")
 
     cases: list[tuple[str, tuple[str, ...], Callable[[Path], object], str]] = [
-        ("out", ("--to", "bf16"), lambda p: folder(p, "thesis.tex"), "is not a checkpoint's folder"),
+        ("out", ("--to", "bf16"), lambda p: folder(p, "thesis.tex"), "no part of a checkpoint"),
         ("out", ("--to", "bf16"), lambda p: folder(p, "config.json"), "is not a checkpoint's folder"),
-        ("out", ("--to", "bf16"), lambda p: folder(p, "model.safetensors", ".git"), "is not a checkpoint's folder"),
+        ("out", ("--to", "bf16"), lambda p: folder(p, "model.safetensors", ".git"), "no part of a checkpoint"),
         ("out", ("--to", "bf16"), lambda p: p.write_text("mine"), "is a file; a folder does not replace it"),
         ("out", ("--to", "bf16"), lambda p: p.symlink_to(hf), "TARGET is SOURCE"),
         ("out", ("--to", "bf16"), lambda p: p.symlink_to(tmp_path), "is a link; a folder does not replace it"),
