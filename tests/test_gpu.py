@@ -18,8 +18,6 @@ from codec_cases import CASES, hard_bits, padded, quantize_cases
 from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from ckpttool.codecs import arrays, cpu_numpy, gpu, plain, reference  # noqa: E402 - see above
@@ -27,7 +25,7 @@ from ckpttool.codecs.formats import RECIPES, Packing, Recipe, ScaleRule, TieRule
 from ckpttool.codecs.packing import PACK  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 ALL_RECIPES = [Recipe(f"{s}-{t}", s, t, keeps) for s in ScaleRule for t in TieRule for keeps in (True, False)]
 DTYPES = ("BF16", "F16", "F32")
 
