@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,18 +55,24 @@ def read_back(file: LocalTarget, found: Sequence[Stretch], crc_of: Callable[[int
         LocalIOError: what comes back differs from what was written.
     """
     digest = hashlib.sha256()
-    buffer = np.empty(CHUNK, np.uint8)
-    for stretch in found:
-        expected = stretch.crc if stretch.slab is None else crc_of(stretch.slab, stretch.index)
-        if expected is None:
-            return None
-        crc = 0
-        for at in range(stretch.offset, stretch.offset + stretch.nbytes, CHUNK):
-            view = buffer[: min(CHUNK, stretch.offset + stretch.nbytes - at)].data
-            file.readinto(at, view)
-            digest.update(view)
-            crc = crc32(view, crc)
-        if crc != expected:
-            text = "what was read back differs from what was written"
-            raise LocalIOError(text, file=file.name, offset=stretch.offset, hint="check the disk and the memory")
+    buffers = [np.empty(CHUNK, np.uint8).data for _ in range(2)]
+    # sha256 is the slowest of the three, so it has a thread of its own: while it takes one chunk, the next is read.
+    with ThreadPoolExecutor(1) as hasher:
+        hashed = [hasher.submit(digest.update, b"") for _ in buffers]
+        turn = 0
+        for stretch in found:
+            expected = stretch.crc if stretch.slab is None else crc_of(stretch.slab, stretch.index)
+            if expected is None:
+                return None
+            crc = 0
+            for at in range(stretch.offset, stretch.offset + stretch.nbytes, CHUNK):
+                hashed[turn].result()
+                view = buffers[turn][: min(CHUNK, stretch.offset + stretch.nbytes - at)]
+                file.readinto(at, view)
+                hashed[turn] = hasher.submit(digest.update, view)
+                crc = crc32(view, crc)
+                turn = 1 - turn
+            if crc != expected:
+                text = "what was read back differs from what was written"
+                raise LocalIOError(text, file=file.name, offset=stretch.offset, hint="check the disk and the memory")
     return digest.hexdigest()
