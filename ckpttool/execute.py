@@ -69,7 +69,7 @@ def execute(
     begun = perf_counter()
     count = worker_count(plan, limits)
     place = plan.place
-    settled = workplace.settle(place, plan.digest, verify=verify)
+    settled = workplace.settle(plan, verify=verify)
     if settled is not None:
         return settled
     check_target(plan, overwrite)

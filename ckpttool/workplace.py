@@ -126,22 +126,22 @@ def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:
     return True
 
 
-def settle(place: Place, digest: str, *, verify: bool) -> Conversion | None:
+def settle(plan: Plan, *, verify: bool) -> Conversion | None:
     """What an interrupted commit of this very plan has left: finished, or taken back to be made again.
 
+    Only where the journal is complete: before that, a target of the same plan is an older one that is being replaced.
     Returns the receipt where nothing but the traces was left to clear away, None where there is work to do.
     """
-    if read_entries(place.partial / "journal", digest) is None:
+    place = plan.place
+    entries = read_entries(place.partial / "journal", plan.digest)
+    if entries is None or len({e.slab for e in entries}) < len(plan.slabs):
         return None
-    receipt = _receipt_of(place.receipt, digest)
+    receipt = _receipt_of(place.receipt, plan.digest)
     if receipt is None:
         return None
     with locked(place):
         staged = [_counterpart(place, path) for path in place.finals]
-        if place.is_folder:
-            made = [_receipt_of(staged[0] / place.receipt_name, digest) is not None]
-        else:
-            made = [os.path.lexists(path) for path in staged]
+        made = [os.path.lexists(path) for path in staged]
         there = [os.path.lexists(path) for path in place.finals]
         if all(there) and not any(made) and (receipt.verified or not verify):
             discard(place)

@@ -491,6 +491,24 @@ def test_what_lies_at_the_target_since_is_not_taken_for_an_old_one(point: str, s
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("name", ["out", "x.gguf"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_damaged_target_of_the_same_plan_is_replaced_after_an_interruption(
+    name: str, count: int, small: Path, tmp_path: Path
+) -> None:
+    options = {"to": "bf16"} if name == "out" else {}
+    ckpttool.convert(small, tmp_path / name, **options)
+    file = tmp_path / name if name == "x.gguf" else tmp_path / name / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not ckpttool.verify(tmp_path / name).ok
+    request = {"source": str(small), "options": {**options, "overwrite": True}}
+    crash_runs.crash(request, tmp_path / name, "journal", count, True)
+    ckpttool.convert(small, tmp_path / name, overwrite=True, **options)
+    assert ckpttool.verify(tmp_path / name).ok
+    assert not (tmp_path / f"{name}.partial").exists()
+
+
 def test_side_files_that_change_after_an_interruption_are_not_stale(small: Path, tmp_path: Path) -> None:
     crash_runs.crash({"source": str(small), "options": {"to": "bf16"}}, tmp_path / "out", "rename", 1, True)
     config = small / "config.json"
