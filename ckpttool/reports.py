@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpttool.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -183,16 +186,13 @@ class Verification:
     findings: tuple[str, ...]
 
 
-Document = Inspection | PlanReport | Conversion | Verification
-
-
-def document(report: Document) -> dict[str, Any]:
-    """The report as plain JSON values, under its schema's id."""
+def document(report: DataclassInstance) -> dict[str, Any]:
+    """A report, which is a frozen dataclass with a `schema`, as plain JSON values under that schema's id."""
     out = asdict(report)
     return {"schema": out.pop("schema"), **out}
 
 
-def dump(report: Document) -> str:
+def dump(report: DataclassInstance) -> str:
     """The report as JSON text."""
     return json_text(document(report))
 

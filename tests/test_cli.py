@@ -29,6 +29,7 @@ from test_target import DTYPE, EXPERTS, OUTTYPE, TO, is_legal
 
 import ckpttool
 from ckpttool import api, cli, errors, render
+from ckpttool.render import bars
 from ckpttool.verifier import verify
 
 ROOT = Path(__file__).parents[1]
@@ -481,8 +482,8 @@ def test_names_that_are_not_utf8(tmp_path: Path, hf: Path) -> None:
 def test_without_a_terminal_there_is_a_line_at_times(monkeypatch: pytest.MonkeyPatch, hf: Path, tmp_path: Path) -> None:
     quiet = run("convert", hf, tmp_path / "a", "--to", "bf16")
     assert quiet.err == ""  # half a minute has not passed
-    assert render.LINE_SECONDS == 30
-    monkeypatch.setattr(render, "LINE_SECONDS", 0)
+    assert bars.LINE_SECONDS == 30
+    monkeypatch.setattr(bars, "LINE_SECONDS", 0)
     result = run("convert", hf, tmp_path / "b", "--to", "bf16")
     lines = result.err.splitlines()
     assert len(lines) > 3
