@@ -34,7 +34,7 @@ from ckpttool.containers.gguf_values import (
     u32,
 )
 from ckpttool.containers.layout import FileLayout, Row
-from ckpttool.containers.source import LocalFile
+from ckpttool.containers.source import ReadableFile
 from ckpttool.errors import DAMAGED, InputError
 from ckpttool.tensors import StoredTensor
 
@@ -77,7 +77,7 @@ class Header:
     trailing: int
 
 
-def parse(file: LocalFile, name: str | None = None) -> Header:
+def parse(file: ReadableFile, name: str | None = None) -> Header:
     """The header of `file`, every rule checked against the file's size; `name` for the stored tensors.
 
     The last tensor's padding may be missing. InputError with field and offset for whatever is wrong, LimitError for
@@ -100,7 +100,7 @@ def _padded(n: int, alignment: int) -> int:
     return -(-n // alignment) * alignment
 
 
-def _version(file: LocalFile, label: str) -> int:
+def _version(file: ReadableFile, label: str) -> int:
     """The version, once magic and version are ones that we read."""
     head = file.read(0, min(file.size, 1024))
     if head[:4] == b"FUGG" or (head[:4] == MAGIC and len(head) >= 8 and head[4:6] == b"\0\0" and any(head[6:8])):
@@ -174,7 +174,7 @@ def _placed(
     return tuple(found), end
 
 
-def _sha256(file: LocalFile, n: int) -> str:
+def _sha256(file: ReadableFile, n: int) -> str:
     """Of the first `n` bytes, read in windows, so that a header is never held twice."""
     digest = hashlib.sha256()
     for at in range(0, n, limits.READ_WINDOW):

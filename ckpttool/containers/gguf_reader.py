@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from ckpttool.containers import limits
 from ckpttool.containers.ggml_types import GGML_TYPES_BY_ID, REMOVED, GgmlType
 from ckpttool.containers.gguf_values import FIXED, U32, U64, Array, Scalar, Value, ValueType
-from ckpttool.containers.source import LocalFile
+from ckpttool.containers.source import ReadableFile
 from ckpttool.errors import DAMAGED, InputError, LimitError
 
 CUT: Final = "the file is cut short; fetch it again"
@@ -44,7 +44,7 @@ _REMOVED_HINTS = {4: "make the file again with today's llama.cpp; Ollama's first
 class HeaderReader:
     """A place in the header that moves forward; windows grow from 64 KiB, so that a small header is one small read."""
 
-    def __init__(self, file: LocalFile, label: str) -> None:
+    def __init__(self, file: ReadableFile, label: str) -> None:
         self.file = file
         self.label = label
         self._window = b""
@@ -81,7 +81,7 @@ class HeaderReader:
                 f"the header ends too early: {n} bytes wanted, {self.left} left", at=self.at, field=field, hint=CUT
             )
         at = self.at
-        self._window = self.file.read(at, max(n, min(self._grown, self.left)))
+        self._window = self.file.read_some(at, n, max(n, min(self._grown, self.left)))
         self._base, self._pos = at, 0
         self._grown = min(2 * self._grown, limits.READ_WINDOW)
 
@@ -211,7 +211,8 @@ class HeaderReader:
         """Where a run of `count` strings ends. Only lengths are looked at, and no object is made per string."""
         at, done, size, unpack = self.at, 0, self.file.size, U64.unpack_from
         while done < count:
-            window = self.file.read(at, max(0, min(limits.READ_WINDOW, size - at)))
+            left = max(0, size - at)
+            window = self.file.read_some(at, min(8, left), min(limits.READ_WINDOW, left))
             last = len(window) - 8
             pos = 0
             first = done

@@ -18,7 +18,7 @@ from ckpttool.containers.foreign import recognised
 from ckpttool.containers.index import Index, parse_index, render_index
 from ckpttool.containers.layout import FileLayout, Row
 from ckpttool.containers.safetensors_table import DTYPE_BITS, METADATA, OPEN, Entry, TableReader
-from ckpttool.containers.source import LocalFile
+from ckpttool.containers.source import ReadableFile
 from ckpttool.errors import DAMAGED, InputError, LimitError
 from ckpttool.tensors import StoredTensor
 
@@ -37,7 +37,7 @@ class Header:
     sha256: str
 
 
-def parse(file: LocalFile, name: str | None = None) -> Header:
+def parse(file: ReadableFile, name: str | None = None) -> Header:
     """The header of `file`, every rule of the format checked against the file's size; `name` for the stored tensors.
 
     InputError with field and offset for whatever is wrong, LimitError for what is larger than we read.
@@ -54,7 +54,7 @@ def parse(file: LocalFile, name: str | None = None) -> Header:
     return Header(tensors, reader.metadata, start, hashlib.sha256(head).hexdigest())
 
 
-def _read_header(file: LocalFile, label: str) -> bytes:
+def _read_header(file: ReadableFile, label: str) -> bytes:
     """The 8 bytes and the JSON, whose first character is `{`."""
     if file.size < 8:
         raise InputError(
@@ -86,7 +86,7 @@ def _read_header(file: LocalFile, label: str) -> bytes:
     return head
 
 
-def _refuse_foreign(file: LocalFile, label: str) -> None:
+def _refuse_foreign(file: ReadableFile, label: str) -> None:
     if found := recognised(file.read(0, min(file.size, 1024))):
         raise InputError(found[0], file=label, offset=0, hint=found[1])
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from ckpttool.errors import CkptError, InputError, LocalIOError, os_hint
 
@@ -52,6 +52,27 @@ def _bytes_of(buffer: ReadableBuffer) -> memoryview:
         raise ValueError("the buffer is not C-contiguous")
     # An empty view of several dimensions cannot be cast, and needs no bytes.
     return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+class ReadableFile(Protocol):
+    """An open source file, here or at a remote end: exact reads at any offset. `size` in bytes."""
+
+    @property
+    def name(self) -> str:
+        """Its name inside the checkpoint, for errors."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+    def read(self, offset: int, n: int) -> bytes:
+        """Exactly `n` bytes from `offset`; an error when the file ends first."""
+
+    def read_some(self, offset: int, least: int, most: int) -> bytes:
+        """From `least` to `most` bytes from `offset`: as many of them as come without another request."""
+
+    def readinto(self, offset: int, buffer: WriteableBuffer) -> None:
+        """Fill `buffer` from `offset`; an error when the file ends first."""
 
 
 class _Positional:
@@ -159,6 +180,10 @@ class LocalFile(_Positional):
         out = bytearray(n)
         self.readinto(offset, out)
         return bytes(out)
+
+    def read_some(self, offset: int, least: int, most: int) -> bytes:
+        """Exactly `most` bytes: a local read of more costs no more. InputError when the file ends first."""
+        return self.read(offset, most)
 
 
 def _reason(error: OSError) -> str:
