@@ -25,7 +25,16 @@ import numba
 from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
-_SOURCES = ("cpu_jit", "cpu_lanes", "cpu_mxfp4", "cpu_plain", "cpu_exact", "cpu_kernels", "cpu_plain_kernels")
+_SOURCES = (
+    "cpu_jit",
+    "cpu_lanes",
+    "cpu_mxfp4",
+    "cpu_plain",
+    "cpu_exact",
+    "cpu_kernels",
+    "cpu_plain_kernels",
+    "cpu_measure",
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 _typeof: Any = numba.typeof

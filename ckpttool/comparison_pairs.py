@@ -1,0 +1,221 @@
+"""What of two checkpoints belongs together: by canonical part where both are of one architecture, else by weight name.
+
+A damaged checkpoint is matched as far as it goes: what fits its architecture by part, what does not by its shape, and
+what nobody knows by its name. Headers only; no tensor data is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+
+from ckpttool.archs import Claim, Sizes
+from ckpttool.archs.joins import Extent, PartShape
+from ckpttool.checkpoint import Checkpoint, extents_of
+from ckpttool.codecs.formats import READ_PACKINGS, BlockFormat, Codec, Packing
+from ckpttool.tensors import Weight
+
+Extents = Mapping[str, tuple[Extent, ...]]
+
+SLAB_NBYTES = 8 << 20
+"""What a slab reads of both sides together, where rows allow it."""
+
+OPAQUE = Codec(BlockFormat("opaque", None), Packing.flat, (1,))
+"""Bytes of which nothing is known but that they may be equal."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts of one shape that are read together, because one side zips their rows."""
+
+    parts: tuple[str, ...]
+    shape: PartShape
+    a: Extents
+    b: Extents
+
+    @property
+    def expert_rows(self) -> int:
+        """Rows of one expert; all rows where there are no experts."""
+        rows = self.shape.rows
+        return prod(rows[1:]) if len(rows) > 1 else self.shape.row_count
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the first axis counts experts."""
+        return len(self.shape.rows) > 1
+
+    @cached_property
+    def _extents(self) -> tuple[Extent, ...]:
+        """Each extent once, of both sides."""
+        found = {(id(x.weight), x.start, x.row): x for side in (self.a, self.b) for p in self.parts for x in side[p]}
+        return tuple(found.values())
+
+    @cached_property
+    def _row_nbytes(self) -> int:
+        """The most bytes that a row of all parts takes on both sides."""
+        return sum(sum(_largest_rows(side, self.shape.row_length).values()) for side in (self.a, self.b))
+
+    def slabs(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows that both sides hold, each within one extent of either; transposed experts are whole."""
+        unit = self.expert_rows if any(x.transposed for x in self._extents) else 1
+        size = max(unit, SLAB_NBYTES // max(1, self._row_nbytes) // unit * unit)
+        cuts = sorted({n for x in self._extents for n in (x.start, x.stop)})
+        for start, stop in pairwise(cuts):
+            if all(_holds(side[p], start) for side in (self.a, self.b) for p in self.parts):
+                for row in range(start, stop, size):
+                    yield row, min(row + size, stop)
+
+    def slab_nbytes(self, start: int, stop: int) -> int:
+        """Bytes that a slab reads."""
+        return (stop - start) * self._row_nbytes
+
+    def upright_nbytes(self, start: int, stop: int) -> int:
+        """Bytes of the transposed extents of a slab, once they stand as rows."""
+        k = self.shape.row_length
+        found = [x for x in self._extents if x.transposed and x.start <= start < x.stop]
+        return (stop - start) * sum(len(x.parts) * sum(x.weight.codec.row_nbytes(k)) for x in found)
+
+
+def _largest_rows(side: Extents, k: int) -> dict[tuple[str, ...], int]:
+    """Bytes of the largest row of each zip of parts; the extents of one may differ in format."""
+    out: dict[tuple[str, ...], int] = {}
+    for x in (x for found in side.values() for x in found):
+        out[x.parts] = max(out.get(x.parts, 0), len(x.parts) * sum(x.weight.codec.row_nbytes(k)))
+    return out
+
+
+def _holds(extents: tuple[Extent, ...], row: int) -> bool:
+    return any(x.start <= row < x.stop for x in extents)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one checkpoint holds: parts by their extents, weights of a wrong shape by part, and all other weights."""
+
+    shapes: Mapping[str, PartShape]
+    extents: Extents
+    misfits: Mapping[str, Weight] = field(default_factory=dict)
+    loose: Mapping[str, Weight] = field(default_factory=dict)
+
+    def format(self, name: str) -> str | None:
+        """The formats of a part or loose weight, or None where it is not here."""
+        if name in self.extents:
+            found = dict.fromkeys(x.weight.codec.name for x in self.extents[name])
+            return "+".join(found)
+        weight = self.misfits.get(name) or self.loose.get(name)
+        return weight.codec.name if weight else None
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The canonical shape of a part; the stored one of a misfit or a loose weight; None where it is not here."""
+        if name in self.extents:
+            return self.shapes[name].shape
+        weight = self.misfits.get(name) or self.loose.get(name)
+        return weight.shape if weight else None
+
+    def names(self) -> Iterator[str]:
+        """Parts in the architecture's order, then loose weights in theirs."""
+        yield from (p for p in self.shapes if p in self.extents or p in self.misfits)
+        yield from self.loose
+
+
+def holdings(a: Checkpoint, b: Checkpoint) -> tuple[Holding, Holding]:
+    """Both checkpoints, in the same terms."""
+    sizes = [x.sizes or y.sizes for x, y in ((a, b), (b, a))]
+    known = a.arch and b.arch and a.arch.name == b.arch.name and a.dialect and b.dialect and all(sizes)
+    if not known:
+        return _by_name(a), _by_name(b)
+    return tuple(_by_part(x, s) for x, s in zip((a, b), sizes, strict=True) if s)  # type: ignore[return-value]
+
+
+def _by_name(checkpoint: Checkpoint) -> Holding:
+    loose: dict[str, Weight] = {}
+    for w in checkpoint.weights:
+        loose.setdefault(w.name, w)
+    return Holding({}, {}, {}, loose)
+
+
+def _by_part(checkpoint: Checkpoint, sizes: Sizes) -> Holding:
+    if checkpoint.extents:
+        return Holding(checkpoint.shapes, checkpoint.extents)
+    arch, dialect = checkpoint.arch, checkpoint.dialect
+    assert arch is not None and dialect is not None
+    shapes = arch.shapes(sizes)
+    claims = {c.name: c for c in dialect.expand(sizes)}
+    good: dict[str, Weight] = {}
+    misfits: dict[str, Weight] = {}
+    loose: dict[str, Weight] = {}
+    for w in checkpoint.weights:
+        claim = claims.get(w.name)
+        if claim is None:
+            loose.setdefault(w.name, w)
+        elif _fits(w, claim, shapes):
+            good.setdefault(w.name, w)
+        else:
+            misfits |= dict.fromkeys(claim.join.parts, w)
+    extents = extents_of(good.values(), claims.values(), shapes)
+    return Holding(shapes, extents, {p: w for p, w in misfits.items() if p not in extents}, loose)
+
+
+def _fits(w: Weight, claim: Claim, shapes: Mapping[str, PartShape]) -> bool:
+    """Whether a weight can be read as the parts that its name claims; ggml drops axes of length 1."""
+    wanted = claim.join.stored_shape(shapes)
+    if tuple(n for n in w.shape if n != 1) != tuple(n for n in wanted if n != 1):
+        return False
+    k = shapes[claim.join.parts[0]].row_length
+    return is_rows(w, k) and not (claim.join.transposed and not w.codec.is_plain)
+
+
+def is_rows(w: Weight, k: int) -> bool:
+    """Whether the stored tensors are whole rows of `k` elements in this codec and nothing else."""
+    block = w.codec.format.block
+    if w.codec.packing not in READ_PACKINGS or not k or not block or k % block:
+        return False
+    each, rows = w.codec.row_nbytes(k), w.parameters // k
+    return [rows * n for n in each] == [t.nbytes for t in w.stored]
+
+
+def groups(a: Holding, b: Holding) -> Iterator[Group]:
+    """What can be compared by its data, in groups that are read once."""
+    done = set[str]()
+    for part in a.extents:
+        if part in done or not _comparable(a, b, part):
+            continue
+        zips = {x.parts for side in (a, b) for x in side.extents[part]}
+        parts = tuple(p for p in max(zips, key=len) if _comparable(a, b, p))
+        done.update(parts)
+        yield Group(
+            parts, a.shapes[part], {p: a.extents[p] for p in parts}, {p: b.extents[p] for p in parts}
+        )  # fmt: skip
+    for name, w in a.loose.items():
+        other = b.loose.get(name)
+        if other is not None and other.shape == w.shape:
+            yield from _loose_groups(name, w, other)
+
+
+def _comparable(a: Holding, b: Holding, part: str) -> bool:
+    return part in a.extents and part in b.extents and a.shapes[part].shape == b.shapes[part].shape
+
+
+def _loose_groups(name: str, a: Weight, b: Weight) -> Iterator[Group]:
+    """One group of rows along the last axis, or where the bytes are no rows, one for each pair of stored tensors."""
+    k = a.shape[-1] if a.shape else 1
+    if is_rows(a, k) and is_rows(b, k):
+        yield _rows_group(name, PartShape((a.parameters // k,), k), a, b)
+    elif alike(a, b):
+        for s, t in zip(a.stored, b.stored, strict=True):
+            shape = PartShape((s.nbytes,), 1)
+            yield _rows_group(name, shape, *(Weight(name, OPAQUE, (s.nbytes, 1), (x,)) for x in (s, t)))
+
+
+def _rows_group(name: str, shape: PartShape, a: Weight, b: Weight) -> Group:
+    both = ({name: (Extent(w, (name,), 0, shape.row_count, 0, False),)} for w in (a, b))
+    return Group((name,), shape, *both)
+
+
+def alike(a: Weight, b: Weight) -> bool:
+    """Whether two weights are stored in tensors of the same kinds, so that equal bytes mean equal weights."""
+    rows = ([(t.name.removeprefix(w.name), t.dtype, t.shape) for t in w.stored] for w in (a, b))
+    return a.codec == b.codec and next(rows) == next(rows)
