@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ckpttool import damage
 from ckpttool.archs import Arch, Claim, Dialect, Sizes, arch_named, arches
 from ckpttool.archs.joins import Extent, PartShape
 from ckpttool.codecs.formats import MXFP4_PAIR, PLAIN, BlockFormat, Codec, ElementFormat, Packing, ggml_codec
-from ckpttool.containers import gguf, safetensors
+from ckpttool.containers import gguf, limits, safetensors
+from ckpttool.containers.remote import FilePath, RemoteFolder, RemotePath, open_head
 from ckpttool.containers.source import LocalFile
-from ckpttool.containers.strict_json import read_object
-from ckpttool.errors import CkptError, InputError, raise_all
-from ckpttool.locate import Located, companions, locate
+from ckpttool.containers.strict_json import Source, read_object
+from ckpttool.errors import CkptError, InputError, LimitError, UsageError, raise_all
+from ckpttool.locate import Located, companions, companions_of, locate
+from ckpttool.places import LocalFolder
 from ckpttool.tensors import StoredTensor, Weight
 
 if TYPE_CHECKING:
@@ -33,15 +36,26 @@ TOKENS = "tokenizer.ggml.tokens"
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of the checkpoint, and what tells whether it has changed since; `identity` is its device and inode."""
+    """One file of the checkpoint, and what tells whether it has changed since.
+
+    Here that is `mtime_ns` and `identity`, its device and inode; at a remote end its `etag`, and on the Hub the
+    `sha256` of all of it.
+    """
 
     name: str
-    path: Path
+    place: FilePath
     size: int
     mtime_ns: int
     identity: tuple[int, int]
     header_nbytes: int
     header_sha256: str
+    etag: str | None = None
+    sha256: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Its path on this machine. UsageError where it is remote."""
+        return self.place if isinstance(self.place, Path) else _not_here(self.place)
 
 
 @dataclass(frozen=True)
@@ -49,17 +63,18 @@ class Checkpoint:
     """What a checkpoint holds, by its headers.
 
     `weights` come in the order of files (sorted by name) and names; `metadata` is a GGUF's. `extents` says where the
-    rows of each part lie, and is empty where no architecture matches or its sizes are unknown.
+    rows of each part lie, and is empty where no architecture matches or its sizes are unknown. `path` is what was
+    given, for a repo of the Hub with its commit.
     """
 
-    path: Path
-    root: Path
+    path: Path | str
+    folder: LocalFolder | RemoteFolder
     container: str
     files: tuple[SourceFile, ...]
     weights: tuple[Weight, ...]
     metadata: Mapping[str, gguf.Value]
     config: Mapping[str, Any] | None
-    companions: Mapping[str, Path]
+    companions: Mapping[str, Source]
     arch: Arch | None
     dialect: Dialect | None
     sizes: Sizes | None
@@ -68,7 +83,21 @@ class Checkpoint:
     extents: Mapping[str, tuple[Extent, ...]]
     problems: tuple[CkptError, ...] = ()
     notes: tuple[str, ...] = ()
-    file_paths: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def places(self) -> Mapping[str, FilePath]:
+        """Where each file lies, by its name."""
+        return {f.name: f.place for f in self.files}
+
+    @property
+    def file_paths(self) -> Mapping[str, Path]:
+        """The same, on this machine. UsageError where they are remote."""
+        return {f.name: f.path for f in self.files}
+
+    @property
+    def root(self) -> Path:
+        """The folder of its companions on this machine. UsageError where it is remote."""
+        return self.folder.path if isinstance(self.folder, LocalFolder) else _not_here(self.folder)
 
     def part(self, name: str) -> PartView:
         """The canonical part `name` ("layer.7.gate"), decoded as it is indexed: `.part(name)[expert]` is an array.
@@ -91,17 +120,26 @@ class Checkpoint:
         return sum(w.parameters for w in self.weights)
 
 
-def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) -> Checkpoint:
+def _not_here(place: RemotePath | RemoteFolder) -> NoReturn:
+    hint = "download it first (a repo of the Hub: hf download ORG/REPO --local-dir FOLDER) and give the local folder"
+    raise UsageError("is remote; this needs it on this machine", file=str(place), hint=hint)
+
+
+def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, remote: bool = True) -> Checkpoint:
     """Read the headers of the checkpoint at `path`; `reference` lends the companions that are missing beside it.
+
+    `path` may also be a repo of the Hub (org/repo, org/repo@revision, hf://org/repo/file), an http(s) URL or one that
+    fsspec knows, unless `remote` is false; what exists here wins. Only headers, index and config.json are read.
 
     Raises:
         InputError: not a checkpoint, or a header that cannot be trusted.
+        NetworkError, UsageError: a remote end refuses, or is of no kind that is known.
     """
-    located = locate(Path(path))
+    located = locate(path, remote=remote)
     headers, files = _read_headers(located)
-    beside = companions(located.root)
+    beside = companions_of(located)
     if reference is not None:
-        beside = companions(Path(reference)) | beside
+        beside = {**companions(Path(reference)), **beside}
     metadata = headers[0].metadata if located.container == "gguf" else {}
     config, problems = _config(beside) if located.container == "safetensors" else (None, [])
     declared = _declared(located.container, metadata, config)
@@ -128,27 +166,62 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None) ->
             extents = extents_of(weights, claims.values(), shapes)
     notes = (*located.notes, *damage.notes(located, weights), *_trailing(headers, files))
     return Checkpoint(
-        Path(path), located.root, located.container, files, tuple(weights), metadata, config, beside, arch, dialect,
-        sizes, claims, shapes, extents, tuple(problems), notes,
-        {f.name: f.path for f in files},
+        _named(path, located), located.folder, located.container, files, tuple(weights), metadata, config, beside,
+        arch, dialect, sizes, claims, shapes, extents, tuple(problems), notes,
     )  # fmt: skip
+
+
+def _named(path: str | Path, located: Located) -> Path | str:
+    """What was given, as reports show it: of a remote checkpoint the address that is pinned."""
+    if isinstance(located.folder, LocalFolder):
+        return Path(path)
+    one = located.files[0]
+    return str(located.folder if len(located.files) > 1 else one)
 
 
 def _read_headers(located: Located) -> tuple[list[Any], tuple[SourceFile, ...]]:
     headers: list[Any] = []
     files = []
     problems: list[CkptError] = []
-    for path in located.files:
-        try:
-            with LocalFile(path, path.name) as f:
-                header = (gguf if located.container == "gguf" else safetensors).parse(f)
-        except CkptError as e:
-            problems.append(e)
+    for result in _each(located):
+        if isinstance(result, CkptError):
+            problems.append(result)
             continue
-        headers.append(header)
-        files.append(SourceFile(path.name, path, f.size, f.mtime_ns, f.identity, header.nbytes, header.sha256))
+        headers.append(result[0])
+        files.append(result[1])
     raise_all(problems)
     return headers, tuple(files)
+
+
+def _each(located: Located) -> Iterable[tuple[Any, SourceFile] | CkptError]:
+    """Every file's header; of remote files several at once."""
+    if isinstance(located.folder, LocalFolder):
+        return [_header(path, located.container) for path in located.files]
+    if len(located.files) > limits.REMOTE_FILES:
+        what = f"has {len(located.files)} files, more than the {limits.REMOTE_FILES} that are asked for"
+        raise LimitError(what, file=str(located.folder), hint="download it and give the local folder")
+    with ThreadPoolExecutor(limits.REMOTE_PARALLEL) as pool:
+        try:
+            return list(pool.map(lambda path: _header(path, located.container), located.files))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _header(path: FilePath, container: str) -> tuple[Any, SourceFile] | CkptError:
+    """The parsed header and what identifies the file, or what is wrong with it."""
+    try:
+        with open_head(path) as f:
+            header = (gguf if container == "gguf" else safetensors).parse(f)
+            size = f.size
+    except CkptError as e:
+        return e
+    if isinstance(f, LocalFile):
+        return header, SourceFile(path.name, path, size, f.mtime_ns, f.identity, header.nbytes, header.sha256)
+    seen = f.ranges
+    return header, SourceFile(
+        path.name, path, size, 0, (0, 0), header.nbytes, header.sha256, etag=seen.etag, sha256=seen.sha256
+    )
 
 
 def _trailing(headers: Sequence[Any], files: Sequence[SourceFile]) -> Iterable[str]:
@@ -215,7 +288,7 @@ def _plain_codec(t: StoredTensor) -> Codec:
     return Codec(BlockFormat(t.dtype, ElementFormat(t.dtype, bits)), Packing.flat, (max(1, bits // 8),))
 
 
-def _config(beside: Mapping[str, Path]) -> tuple[Mapping[str, Any] | None, list[CkptError]]:
+def _config(beside: Mapping[str, Source]) -> tuple[Mapping[str, Any] | None, list[CkptError]]:
     if CONFIG not in beside:
         return None, []
     try:
@@ -325,5 +398,5 @@ def extents_of(
 
 def digest(files: Iterable[SourceFile]) -> str:
     """What identifies the source: every file's name, size, time of change and header. A copy of all that is as good."""
-    rows = [f"{f.name} {f.size} {f.mtime_ns} {f.header_sha256}" for f in files]
+    rows = [f"{f.name} {f.size} {f.etag or f.mtime_ns} {f.header_sha256}" for f in files]
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

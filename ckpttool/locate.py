@@ -1,89 +1,101 @@
 """What a SOURCE argument is: recognised by content, never by name alone.
 
 An HF folder (one file, or shards with or without an index), OpenAI's `original/` folder, one `.safetensors` file, a
-GGUF of any name, the first of a split set, or a folder that holds just one GGUF.
+GGUF of any name, the first of a split set, or a folder that holds just one GGUF: here, or at a remote end by the same
+rules.
 """
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckpttool.containers.index import parse_index
-from ckpttool.containers.strict_json import read_object
+from ckpttool.containers.remote import FilePath, RemoteCompanions, RemoteFolder, open_head
+from ckpttool.containers.strict_json import Source, read_object
 from ckpttool.errors import InputError
+from ckpttool.places import Folder, LocalFolder, place
 
 GGUF_MAGIC = b"GGUF"
 SHARD = re.compile(r"(?P<stem>.+?)-+(?P<no>\d{5})-of-(?P<of>\d{5})(?P<suffix>\.safetensors|\.gguf)")
-HUB_REPO = re.compile(r"[\w-][\w.-]*/([\w-][\w.-]*)")
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Located:
-    """The files of one checkpoint. `root` holds its companions; `weight_map` is the index's, if there is one."""
+    """The files of one checkpoint. `folder` holds its companions; `weight_map` is the index's, if there is one."""
 
     container: str
-    root: Path
-    files: tuple[Path, ...]
+    folder: LocalFolder | RemoteFolder
+    files: tuple[FilePath, ...]
     weight_map: dict[str, str] | None = None
     total_size: int | None = None
     index_name: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def locate(source: Path) -> Located:
-    """Find the files of the checkpoint at `source`.
+def locate(source: str | Path, *, remote: bool = True) -> Located:
+    """Find the files of the checkpoint at `source`; with `remote`, also at a remote end.
 
     Raises:
         InputError: nothing there, nothing recognisable, several checkpoints, an adapter, an incomplete set of shards.
+        NetworkError, UsageError: a remote end refuses, or is of no kind that is known.
     """
-    if not source.exists():
-        repo = HUB_REPO.fullmatch(str(source))
-        hint = f"download it first: hf download {source} --local-dir {repo[1]}" if repo else "check the path"
-        raise InputError("no such file or folder", file=str(source), hint=hint)
-    return _locate_folder(source) if source.is_dir() else _locate_file(source)
+    folder, name = place(source, remote=remote)
+    return _locate_folder(folder) if name is None else _locate_file(folder, name)
 
 
-def _locate_file(path: Path) -> Located:
-    if not path.is_file():
+def _locate_file(folder: LocalFolder | RemoteFolder, name: str) -> Located:
+    if isinstance(folder, LocalFolder) and not (folder.path / name).is_file():
         hint = "SOURCE is a folder with safetensors, a .safetensors file or a GGUF"
-        raise InputError("neither a file nor a folder", file=str(path), hint=hint)
-    if path.name.endswith(INDEX_SUFFIX):
-        return _indexed(path)
-    with path.open("rb") as f:
-        if f.read(4) == GGUF_MAGIC:
-            return Located("gguf", path.parent, _split_set(path))
-    if path.name == ADAPTER and (path.parent / ADAPTER_CONFIG).exists():
-        raise _adapter(path.parent)
-    match = SHARD.fullmatch(path.name)
+        raise InputError("neither a file nor a folder", file=folder.at(name), hint=hint)
+    if name.endswith(INDEX_SUFFIX):
+        return _indexed(folder, name)
+    path = folder.path / name if isinstance(folder, LocalFolder) else folder.file(name)
+    if _is_gguf(path):
+        return Located("gguf", folder, _split_set(folder, name))
+    if name == ADAPTER and isinstance(folder, LocalFolder) and folder.has(ADAPTER_CONFIG):
+        raise _adapter(folder)
+    match = SHARD.fullmatch(name)
     if match and (int(match["no"]), int(match["of"])) not in ((0, 0), (1, 1)):
-        raise InputError("is one file of several", file=str(path), hint=f"give their folder: {path.parent}")
-    return Located("safetensors", path.parent, (path,))
+        raise InputError("is one file of several", file=folder.at(name), hint=f"give their folder: {folder}")
+    return Located("safetensors", folder, (path,))
 
 
-def _split_set(path: Path) -> tuple[Path, ...]:
-    """All files of the split set that `path` is the first of, or `path` alone."""
-    match = SHARD.fullmatch(path.name)
+def _is_gguf(path: FilePath) -> bool:
+    if isinstance(path, Path):
+        with path.open("rb") as f:
+            return f.read(4) == GGUF_MAGIC
+    head = open_head(path)  # left open: the header is parsed from what has come
+    return head.read(0, min(4, head.size)) == GGUF_MAGIC
+
+
+def _split_set(folder: LocalFolder | RemoteFolder, name: str) -> tuple[FilePath, ...]:
+    """All files of the split set that `name` is the first of, or `name` alone."""
+    match = SHARD.fullmatch(name)
     if match is None or match["of"] == "00001":
-        return (path,)
+        return (_as_given(folder, name),)
     if int(match["no"]) != 1:
-        first = path.with_name(f"{match['stem']}-00001-of-{match['of']}.gguf")
-        raise InputError("not the first of its split set", file=str(path), hint=f"give {first.name}")
+        first = f"{match['stem']}-00001-of-{match['of']}.gguf"
+        raise InputError("not the first of its split set", file=folder.at(name), hint=f"give {first}")
     count = int(match["of"])
-    paths = tuple(path.with_name(f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1))
-    missing = [p.name for p in paths if not p.is_file()]
+    names = [f"{match['stem']}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
+    missing = [n for n in names if not folder.has(n)]
     if missing:
-        raise InputError(
-            f"its split set lacks {', '.join(missing)}", file=str(path), hint="all of them must lie together"
-        )
-    return paths
+        hint = "all of them must lie together"
+        raise InputError(f"its split set lacks {', '.join(missing)}", file=folder.at(name), hint=hint)
+    return tuple(_as_given(folder, n) for n in names)
 
 
-def _locate_folder(folder: Path) -> Located:
-    names = sorted(p.name for p in folder.iterdir())
+def _as_given(folder: LocalFolder | RemoteFolder, name: str) -> FilePath:
+    """A file that the user named: it may be a link to anywhere."""
+    return folder.path / name if isinstance(folder, LocalFolder) else folder.file(name)
+
+
+def _locate_folder(folder: LocalFolder | RemoteFolder) -> Located:
+    names = folder.names()
     tensors = [n for n in names if n.endswith(".safetensors")]
     if ADAPTER_CONFIG in names and set(tensors) <= {ADAPTER}:
         raise _adapter(folder)
@@ -91,42 +103,42 @@ def _locate_folder(folder: Path) -> Located:
     if len(indexes) > 1:
         raise InputError(f"several indexes: {', '.join(indexes)}", file=str(folder), hint="give one of them as SOURCE")
     if indexes:
-        found = _indexed(folder / indexes[0])
-        if "model.safetensors" in names and folder / "model.safetensors" not in found.files:
+        found = _indexed(folder, indexes[0])
+        if "model.safetensors" in names and "model.safetensors" not in {p.name for p in found.files}:
             hint = "give the one that is meant as SOURCE"
             raise InputError(f"holds both model.safetensors and {indexes[0]}", file=str(folder), hint=hint)
         return found
     if tensors:
-        return Located("safetensors", folder, tuple(folder / n for n in _without_index(folder, tensors)))
+        return Located("safetensors", folder, tuple(folder.file(n) for n in _without_index(folder, tensors)))
     return _locate_gguf(folder, names)
 
 
-def _indexed(index: Path) -> Located:
-    _inside(index, index.parent)
-    weight_map, total_size = parse_index(index)
+def _indexed(folder: LocalFolder | RemoteFolder, index: str) -> Located:
+    folder.file(index)
+    weight_map, total_size = parse_index(folder.side(index), index)
     wanted = sorted(set(weight_map.values()))
-    missing = [n for n in wanted if not (index.parent / n).exists()]
+    missing = [n for n in wanted if not folder.has(n)]
     if missing:
         hint = "download the missing files again"
-        raise InputError(f"names files that are not there: {', '.join(missing)}", file=index.name, hint=hint)
-    paths = tuple(_inside(index.parent / n, index.parent) for n in wanted)
-    shards = {p.name for p in index.parent.glob("*.safetensors") if SHARD.fullmatch(p.name)}
+        raise InputError(f"names files that are not there: {', '.join(missing)}", file=index, hint=hint)
+    paths = tuple(folder.file(n) for n in wanted)
+    shards = {n for n in folder.names() if n.endswith(".safetensors") and SHARD.fullmatch(n)}
     strays = sorted(shards - set(wanted))
-    notes = (f"{index.name} does not name {', '.join(strays)}; left alone",) if strays else ()
-    return Located("safetensors", index.parent, paths, weight_map, total_size, index.name, notes)
+    notes = (f"{index} does not name {', '.join(strays)}; left alone",) if strays else ()
+    return Located("safetensors", folder, paths, weight_map, total_size, index, notes)
 
 
-def _without_index(folder: Path, names: list[str]) -> list[str]:
+def _without_index(folder: Folder, names: list[str]) -> list[str]:
     """A single file, or a whole set of shards; 0-based sets ("00000-of-00002" is one of three) are whole too."""
     if len(names) == 1 and not SHARD.fullmatch(names[0]):
-        _inside(folder / names[0], folder)
+        folder.file(names[0])
         return names
     shards = [m for n in names if (m := SHARD.fullmatch(n))]
     if "model.safetensors" in names:
         if shards:
             hint = "give model.safetensors as SOURCE if that is meant; else move it away"
             raise InputError(f"holds both model.safetensors and {shards[0].group()}", file=str(folder), hint=hint)
-        _inside(folder / "model.safetensors", folder)
+        folder.file("model.safetensors")
         return ["model.safetensors"]
     sets = {(m["stem"], m["of"]) for m in shards}
     numbers = {m["no"] for m in shards}
@@ -142,21 +154,27 @@ def _without_index(folder: Path, names: list[str]) -> list[str]:
             f"its set of shards lacks number {text} of {of:05d}", file=str(folder), hint="download it again"
         )
     for match in shards:
-        _inside(folder / match.group(), folder)
+        folder.file(match.group())
     return [m.group() for m in shards]
 
 
-def _locate_gguf(folder: Path, names: list[str]) -> Located:
+def _locate_gguf(folder: LocalFolder | RemoteFolder, names: list[str]) -> Located:
     ggufs = [n for n in names if n.lower().endswith(".gguf")]
     firsts = [n for n in ggufs if not (m := SHARD.fullmatch(n)) or int(m["no"]) == 1]
     if len(firsts) == 1:
-        return _locate_file(folder / firsts[0])
+        return _locate_file(folder, firsts[0])
     if len(firsts) > 1:
-        raise InputError(f"holds several GGUFs: {', '.join(firsts[:5])}", file=str(folder), hint="give one as SOURCE")
-    if (folder / "original").is_dir():
-        raise InputError("holds no checkpoint of its own", file=str(folder), hint=f"give {folder / 'original'}")
-    if (folder / "snapshots").is_dir():
+        hint = (
+            "give one as SOURCE" if isinstance(folder, LocalFolder) else f"give one as SOURCE: {folder.at(firsts[0])}"
+        )
+        raise InputError(f"holds several GGUFs: {', '.join(firsts[:5])}", file=str(folder), hint=hint)
+    if folder.has_folder("original"):
+        raise InputError("holds no checkpoint of its own", file=str(folder), hint=f"give {folder.at('original')}")
+    if folder.has_folder("snapshots"):
         raise InputError("the cache of a Hub repo", file=str(folder), hint="give one folder of its snapshots/")
+    if isinstance(folder, RemoteFolder) and (inner := folder.folders_with((".safetensors", ".gguf"))):
+        hint = f"give one of its folders: {', '.join(map(folder.at, inner[:3]))}"
+        raise InputError("holds no checkpoint of its own", file=str(folder), hint=hint)
     pickles = [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickles:
         hint = "save the model as safetensors first; pickles can run code and are never opened"
@@ -165,28 +183,11 @@ def _locate_gguf(folder: Path, names: list[str]) -> Located:
     raise InputError("holds no safetensors and no GGUF", file=str(folder), hint=hint)
 
 
-def _inside(path: Path, folder: Path) -> Path:
-    """`path`, if it does not leave `folder`; a Hub cache's links into its own blobs are fine.
-
-    Raises:
-        InputError: a link that leads elsewhere.
-    """
-    if not path.is_symlink():
-        return path
-    home, end = Path(os.path.realpath(folder)), Path(os.path.realpath(path))  # Path.resolve fails on loops
-    blobs = home.parent.parent / "blobs"
-    if end.is_relative_to(home) or (home.parent.name == "snapshots" and end.parent == blobs):
-        return path
-    raise InputError(
-        f"a link that leaves the folder, to {end}", file=str(path), hint="put the file itself in its place"
-    )
-
-
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def _adapter(folder: Path) -> InputError:
-    config = read_object(folder / ADAPTER_CONFIG, ADAPTER_CONFIG)
+def _adapter(folder: Folder) -> InputError:
+    config = read_object(folder.side(ADAPTER_CONFIG), ADAPTER_CONFIG)
     base = config.get("base_model_name_or_path") or "an unnamed base model"
     hint = "with peft: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)"
     return InputError(f"an adapter of {base}; merge it first", file=str(folder), hint=hint)
@@ -200,18 +201,30 @@ def companions(root: Path) -> dict[str, Path]:
     """
     if not root.is_dir():
         raise InputError("no such folder", file=str(root), hint="--reference takes the folder of the original model")
-    found = {
-        p.name: _inside(p, root)
-        for p in sorted(root.iterdir())
-        if p.is_file() and (p.name in COMPANION_NAMES or p.name.startswith(LICENCE_PREFIXES))
-    }
+    folder = LocalFolder(root)
+    found = {n: folder.file(n) for n in folder.names() if _is_companion(n) and (root / n).is_file()}
     templates = sorted((root / TEMPLATES).glob("*.jinja"))
-    return found | {f"{TEMPLATES}/{p.name}": _inside(p, root) for p in templates if p.is_file()}
+    inside = LocalFolder(root / TEMPLATES)
+    return found | {f"{TEMPLATES}/{p.name}": inside.file(p.name) for p in templates if p.is_file()}
 
 
+def companions_of(located: Located) -> Mapping[str, Source]:
+    """The side files beside a checkpoint, by name: paths, or for a remote one bytes, read when they are asked for."""
+    folder = located.folder
+    if isinstance(folder, LocalFolder):
+        return companions(folder.path)
+    names = [n for n in folder.listed() if _is_companion(n) or TEMPLATE.fullmatch(n)]
+    return RemoteCompanions(folder, names, () if folder.lists else (CONFIG,))
+
+
+def _is_companion(name: str) -> bool:
+    return name in COMPANION_NAMES or ("/" not in name and name.startswith(LICENCE_PREFIXES))
+
+
+CONFIG = "config.json"
 COMPANION_NAMES = frozenset(
     {
-        "config.json",
+        CONFIG,
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -225,4 +238,5 @@ COMPANION_NAMES = frozenset(
     }
 )
 TEMPLATES = "additional_chat_templates"
+TEMPLATE = re.compile(rf"{TEMPLATES}/[^/]+\.jinja")
 LICENCE_PREFIXES = ("LICENSE", "LICENCE", "NOTICE", "USAGE_POLICY")

@@ -12,7 +12,7 @@ from ckpttool.archs.joins import Extent
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.codecs.formats import F32_FLAT
 from ckpttool.codecs.transcode import Operand, transcode
-from ckpttool.containers.source import LocalFile
+from ckpttool.containers.remote import open_file
 from ckpttool.errors import InputError, raise_all
 from ckpttool.slabwork import lay
 from ckpttool.steps import Fidelity, Kind, Side, Slab, Step
@@ -69,7 +69,7 @@ class PartView:
         buffer = np.empty(rows * parts * sum(step.source.codec.row_nbytes(k)), np.uint8)
         source = lay(step.source, slab, step, buffer)
         for at, view in source.pieces:
-            with LocalFile(self._checkpoint.file_paths[at.file], at.file) as f:
+            with open_file(self._checkpoint.places[at.file], at.file) as f:
                 f.readinto(at.offset, view.data)
         out = np.empty((rows, parts, 4 * k), np.uint8)
         transcode(source.operand, Operand(F32_FLAT, (out,), parts), None)

@@ -15,10 +15,10 @@ from ckpttool.archs.general import GENERATION
 from ckpttool.archs.gguf_metadata import parameter_counts, to_gguf
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.choice import chosen_outtype
-from ckpttool.containers import gguf
+from ckpttool.containers import gguf, limits
 from ckpttool.containers.index import render_index
 from ckpttool.containers.layout import FileLayout
-from ckpttool.containers.strict_json import read_object
+from ckpttool.containers.strict_json import Source, read_bytes, read_object
 from ckpttool.crc import crc32
 from ckpttool.errors import CkptError, InputError, LocalIOError, raise_all
 from ckpttool.layouts import Draft
@@ -181,13 +181,13 @@ def canonical_companions(source: Checkpoint, target: Target) -> Canonical:
         hint = "give a folder that has one with --reference DIR"
         raise InputError("config.json is missing", file=str(source.root), hint=hint)
     if "model_type" in source.config:
-        return Canonical(path.read_bytes(), source.companions)
+        return Canonical(read_bytes(path, CONFIG, limits.SIDE_FILE), source.companions)
     config_text, assumed, notes = _from_openai(table, source.config, source.companions, target.reference)
     return Canonical(config_text, source.companions, assumed, notes)
 
 
 def _from_openai(
-    table: Mapping[str, Any], openai: Mapping[str, Any], beside: Mapping[str, Path], reference: Path | None
+    table: Mapping[str, Any], openai: Mapping[str, Any], beside: Mapping[str, Source], reference: Path | None
 ) -> tuple[bytes, tuple[Assumed, ...], tuple[str, ...]]:
     """config.json for an original/config.json: the reference's where it has one, else with what is assumed; and notes.
 
@@ -213,7 +213,7 @@ def _from_openai(
     return path.read_bytes(), (), ()
 
 
-def _special_ids(table: Mapping[str, Any], beside: Mapping[str, Path]) -> dict[str, int]:
+def _special_ids(table: Mapping[str, Any], beside: Mapping[str, Source]) -> dict[str, int]:
     """config.json's special ids as generation_config.json has them; of several end tokens the first."""
     path = beside.get(GENERATION)
     generation = read_object(path, GENERATION) if path else {}

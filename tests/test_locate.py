@@ -36,7 +36,7 @@ def files(found: Located) -> list[str]:
 
 def refused(source: Path) -> InputError:
     with pytest.raises(InputError) as caught:
-        locate(source)
+        locate(source, remote=False)
     assert caught.value.file
     assert caught.value.hint
     return caught.value
@@ -52,7 +52,8 @@ SPLIT = ["x-00001-of-00003.gguf", "x-00002-of-00003.gguf", "x-00003-of-00003.ggu
 def test_a_folder_with_one_file(tmp_path: Path, name: str) -> None:
     put(tmp_path, name, "config.json", "model.bin")
     found = locate(tmp_path)
-    assert (found.container, found.root, files(found), found.weight_map) == ("safetensors", tmp_path, [name], None)
+    assert (found.container, str(found.folder), files(found)) == ("safetensors", str(tmp_path), [name])
+    assert found.weight_map is None
 
 
 @pytest.mark.parametrize("names", [SHARDS1, SHARDS0, OPENAI], ids=["1-based", "0-based", "openai"])
@@ -70,7 +71,7 @@ def test_shards_with_and_without_an_index(tmp_path: Path, names: list[str]) -> N
 def test_other_folders_beside_are_left_alone(tmp_path: Path) -> None:
     put(tmp_path, "model.safetensors", "original/model.safetensors", "metal/model.bin")
     assert files(locate(tmp_path)) == ["model.safetensors"]
-    assert locate(tmp_path / "original").root == tmp_path / "original"
+    assert str(locate(tmp_path / "original").folder) == str(tmp_path / "original")
 
 
 def test_model_safetensors_stands_before_others(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_links_into_the_caches_own_blobs_are_fine(tmp_path: Path) -> None:
     snapshot = cache(tmp_path, *SHARDS1, "tokenizer.json")
     found = locate(snapshot)
     assert files(found) == SHARDS1
-    assert found.root == snapshot
+    assert str(found.folder) == str(snapshot)
     assert companions(snapshot)["tokenizer.json"] == snapshot / "tokenizer.json"
     # A link to the snapshot itself changes nothing.
     (tmp_path / "link").symlink_to(snapshot)

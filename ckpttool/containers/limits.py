@@ -51,3 +51,14 @@ VOCABULARY: Final = 1 << 22
 JSON_DEPTH: Final = 64
 JSON_TOKEN: Final = 64
 """A JSON file may hold one comma or bracket in so many bytes of its limit, 262,144 in SIDE_FILE."""
+
+REMOTE_FIRST: Final = 256 * KIB
+"""Bytes of the first range of a remote header: most safetensors headers and every later shard of a GGUF fit."""
+REMOTE_GGUF: Final = (REMOTE_FIRST, 16 * MIB, 64 * MIB)
+"""Where the three ranges of a remote GGUF's header end; gpt-oss' vocabulary takes 13 MB, the largest seen 15."""
+REMOTE_REQUESTS: Final = 3
+"""Ranges of one remote header."""
+REMOTE_FILES: Final = 1_000
+"""Files of one remote checkpoint; Kimi-K2 has 61, DeepSeek-V3 163."""
+REMOTE_PARALLEL: Final = 8
+"""Remote headers read at once."""

@@ -1,0 +1,151 @@
+"""What a remote end's refusal means, and what the user can do: statuses, broken connections, redirects."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import ipaddress
+import random
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Final
+from urllib.parse import urlsplit
+
+from ckpttool.errors import NetworkError, UsageError
+
+LATER: Final = "try again later"
+CHANGED: Final = "it was replaced meanwhile; run the command again"
+NO_SUPPORT: Final = "the server does not answer ranges as RFC 9110 says; download the file and give it"
+LOG_IN: Final = "log in with: hf auth login (or set HF_TOKEN)"
+ONLINE: Final = "unset HF_HUB_OFFLINE, or give a local folder"
+
+TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
+GONE: Final = frozenset({401, 403, 404, 410})
+"""What a redirect's target answers once its signature has run out."""
+
+
+class Again(Exception):
+    """Failed, and may succeed when tried again: after `wait` seconds where the answer names them. `final`: not so."""
+
+    def __init__(self, reason: str, wait: float | None = None, *, final: bool = False, hint: str = LATER) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.wait = wait
+        self.final = final
+        self.hint = hint
+
+    def error(self, label: str, more: str = "") -> NetworkError:
+        """The error once it is given up."""
+        return NetworkError(f"{self.reason}{more}", file=label, hint=self.hint)
+
+
+class NotThere(NetworkError):
+    """The remote end says that there is no such file, or none for us: stores answer either where they list nothing."""
+
+
+class Stale(Exception):
+    """The address that a redirect led to no longer answers; the first one will say where to go."""
+
+
+def jittered(pause: float) -> float:
+    """`pause`, or up to half of it less, so that parallel requests do not come again all at once."""
+    return pause * random.uniform(0.5, 1)
+
+
+def refusal(
+    status: int, headers: Mapping[str, str], label: str, *, repo_url: str | None = None, logged_in: bool = False
+) -> Exception:
+    """The error of an answer with `status`: `Again` where it may pass, else a NetworkError.
+
+    `repo_url` is the page of the Hub repo, where it is one; `logged_in` whether a token was sent.
+    """
+    if status in TRANSIENT:
+        return Again(f"the server answers {status}{_WORDS.get(status, '')}", wait(status, headers))
+    if headers.get("x-error-code", "") == "GatedRepo" and repo_url:
+        hint = f"accept its terms at {repo_url}" + ("" if logged_in else f", then {LOG_IN}")
+        return NetworkError("the repo is gated", file=label, hint=hint)
+    if status in (401, 403):
+        hint = "give a URL that may be read without logging in, or download the file"
+        if repo_url:
+            hint = f"may your token read {repo_url}?" if logged_in else LOG_IN
+        return NotThere(f"the server refuses access ({status})", file=label, hint=hint)
+    if status in (404, 410):
+        return NotThere(f"there is no such file ({status})", file=label, hint="check the name")
+    return NetworkError(f"the server answers {status}", file=label, hint="check the URL")
+
+
+_WORDS: Final = {429: ", too many requests", 503: ", unavailable"}
+
+
+def wait(status: int, headers: Mapping[str, str]) -> float | None:
+    """The seconds that an answer asks to wait: by Retry-After, in seconds or as a date, or by the Hub's RateLimit."""
+    said = headers.get("retry-after", "").strip()
+    if said.isdigit():
+        return float(said[:12])
+    if said and (date := _date(said)) is not None:
+        return max(0.0, date - time.time())
+    if status != 429:
+        return None
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    limit = parse_ratelimit_headers(headers)
+    return float(limit.reset_in_seconds) if limit and not limit.remaining else None
+
+
+def _date(text: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+@contextlib.contextmanager
+def translated(library: ModuleType, label: str) -> Iterator[None]:
+    """The HTTP library's errors as ours; `library` is httpx2 or httpx."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise NetworkError("is remote, and HF_HUB_OFFLINE is set", file=label, hint=ONLINE) from error
+    except (library.InvalidURL, library.UnsupportedProtocol) as error:
+        raise UsageError(f"is no URL that can be asked: {error}", file=label, hint="check the URL") from error
+    except library.ConnectError as error:
+        tls = "CERTIFICATE" in str(error).upper()
+        hint = "set SSL_CERT_FILE if the certificate is your own" if tls else "check the name and the network"
+        raise Again(f"cannot connect: {error}", final=tls, hint=hint) from error
+    except library.TimeoutException as error:
+        raise Again("does not answer in time") from error
+    except library.TransportError as error:
+        raise Again(f"the connection broke off: {str(error) or type(error).__name__}") from error
+
+
+def refuse_redirect(origin: str, target: str, label: str) -> None:
+    """NetworkError for a redirect that leaves HTTPS, or from the public network into a private one.
+
+    Link-local addresses (cloud metadata) are refused from everywhere. A name is resolved here and once more by the
+    client; where it cannot be resolved (behind a proxy), the proxy decides.
+    """
+    start, end = urlsplit(origin), urlsplit(target)
+    hint = "the server, or something between, misleads; download the file by other means"
+    if end.scheme not in ("https", start.scheme):
+        raise NetworkError(f"redirects from {start.scheme} to {end.scheme}", file=label, hint=hint)
+    if end.hostname == start.hostname:
+        return
+    inside = any(not a.is_global for a in _addresses(start.hostname))
+    for address in _addresses(end.hostname):
+        if address.is_link_local or not (address.is_global or inside):
+            raise NetworkError(f"redirects to {end.hostname}, a private address", file=label, hint=hint)
+
+
+def _addresses(host: str | None) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    try:
+        return [ipaddress.ip_address(host or "")]
+    except ValueError:
+        pass
+    try:
+        return [ipaddress.ip_address(str(row[4][0]).partition("%")[0]) for row in socket.getaddrinfo(host, None)]
+    except OSError:
+        return []

@@ -1,0 +1,295 @@
+"""Ranges of a file over HTTP: pinned to what the first answer showed, bounded in time, bytes, tries and redirects.
+
+The client is huggingface_hub's (httpx2, httpx before its 2.0): connection pool, proxies, certificates, HF_HUB_OFFLINE
+and whatever factory the user has set are its own. Redirects are followed here, one by one, because each must be looked
+at; the client makes the next request, and strips the token from it where the host changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from ckpttool.containers import answers
+from ckpttool.containers.answers import Again, Stale
+from ckpttool.containers.limits import KIB, MIB
+from ckpttool.errors import CkptError, NetworkError
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a remote end is waited for, in seconds; `slowest` is bytes per second of a body.
+
+    One request may take `total` and the time that its bytes need at `slowest`. A failed one is tried again after
+    `pauses`, or when the answer says, if that is within `longest_wait`.
+    """
+
+    connect: float = 10
+    read: float = 30
+    total: float = 60
+    slowest: float = 64 * KIB
+    pauses: tuple[float, ...] = (0.5, 1, 2, 4)
+    longest_wait: float = 60
+
+
+PATIENCE = Patience()
+"""The one in force."""
+
+REDIRECTS: Final = 3
+PIECE: Final = MIB
+
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+
+
+class Ranges(Protocol):
+    """A remote file as what can be asked of it. `label` is its name for errors, `size` is known after the first answer
+    at the latest; `etag` and `sha256` are what the remote end calls its content, where it does."""
+
+    label: str
+    size: int | None
+    etag: str | None
+    sha256: str | None
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to `stop`, or to the end of the file where that comes first."""
+
+
+def retried(call: Callable[[], T], label: str) -> T:
+    """What `call` returns; where it raises `Again`, it is called again after a pause, a bounded number of times."""
+    patience = PATIENCE
+    for pause in patience.pauses:
+        try:
+            return call()
+        except Again as again:
+            if again.final:
+                raise again.error(label) from again
+            if again.wait is not None and again.wait > patience.longest_wait:
+                raise again.error(label, f", and asks to wait {again.wait:.0f} s") from again
+            time.sleep(answers.jittered(pause) if again.wait is None else again.wait)
+    try:
+        return call()
+    except Again as again:
+        raise again.error(label, f", {len(patience.pauses) + 1} times") from again
+
+
+@dataclass
+class Hop:
+    """Where the bytes are asked for: the given URL, or what it last redirected to; `headers` are fit for there."""
+
+    url: str
+    headers: dict[str, str]
+
+
+class HttpRanges:
+    """Ranges of the file at `url`; `headers` (a token) go to its host alone.
+
+    `size` and `sha256` are what a listing promised, `commit` the Hub's X-Repo-Commit; an answer that says otherwise, or
+    otherwise than the first answer, is an error: ranges of two files are no header.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        label: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        size: int | None = None,
+        sha256: str | None = None,
+        commit: str | None = None,
+        repo_url: str | None = None,
+    ) -> None:
+        self.label = label
+        self.size = size
+        self.sha256 = sha256
+        self.etag: str | None = None
+        self.requests = 0
+        self._commit = commit
+        self._repo_url = repo_url
+        self._origin = Hop(url, dict(headers or {}))
+        self._hop = self._origin
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to `stop`, or to the file's end.
+
+        Raises:
+            NetworkError: the remote end refuses, breaks off too often, is too slow, or sends something else.
+        """
+        self.requests += 1
+        got = bytearray()
+        return retried(lambda: self._rest(start, stop, got), self.label)
+
+    def _rest(self, start: int, stop: int, got: bytearray) -> bytes:
+        """`got` and what is still missing after it, so that a body that broke off goes on where it did."""
+        stop = stop if self.size is None else min(stop, self.size)
+        deadline = time.monotonic() + PATIENCE.total + max(0, stop - start) / PATIENCE.slowest
+        while start + len(got) < stop or self.size is None:
+            before = len(got)
+            try:
+                self._once(start, stop, got, deadline)
+            except Stale:  # a redirect's target lives for an hour, a long look at a repo may take more
+                self._hop = self._origin
+                continue
+            stop = min(stop, self.size or 0)
+            if len(got) == before and start + len(got) < stop:
+                raise Again("sends nothing")
+        return bytes(got)
+
+    def _once(self, start: int, stop: int, got: bytearray, deadline: float) -> None:
+        """One answer's bytes to the end of `got`; of a whole file in place of a range, all or none."""
+        at = start + len(got)
+        with self._answer(at, stop, deadline) as response:
+            n = self._expected(response, at, stop)
+            if n == 0:
+                return
+            into = got if response.status_code == 206 else bytearray()
+            taken = 0
+            for chunk in response.iter_raw(PIECE):
+                taken += len(chunk)
+                if taken > (stop - at if n is None else n):
+                    raise self._too_much(n)
+                into += chunk
+                if time.monotonic() > deadline:
+                    raise NetworkError(f"too slow: {taken:,} bytes in time", file=self.label, hint=answers.LATER)
+            if n is not None and taken < n:
+                raise Again(f"breaks off after {taken:,} of {n:,} bytes")
+        if into is not got:
+            self._sized(taken)
+            got += into
+
+    def _too_much(self, n: int | None) -> CkptError:
+        if n is None:
+            return NetworkError(_IGNORES, file=self.label, hint=_WHOLE)
+        return NetworkError(f"sends more than the {n:,} bytes asked for", file=self.label, hint=answers.NO_SUPPORT)
+
+    @contextlib.contextmanager
+    def _answer(self, at: int, stop: int, deadline: float) -> Iterator[httpx2.Response]:
+        """The last answer to a request for `at` to `stop`: its head checked, its body not yet read."""
+        library, client = session()
+        with answers.translated(library, self.label):
+            hop = self._hop
+            for _ in range(REDIRECTS + 1):
+                request = self._request(library, client, hop, at, stop, deadline)
+                response = client.send(request, stream=True, follow_redirects=False)
+                try:
+                    self._pinned(response)
+                    if response.next_request is None:
+                        self._refuse(response)
+                        self._hop = hop
+                        yield response
+                        return
+                    answers.refuse_redirect(self._origin.url, str(response.next_request.url), self.label)
+                    hop = Hop(str(response.next_request.url), _kept(response.next_request.headers))
+                    _drain(response)
+                finally:
+                    response.close()
+        raise NetworkError(f"more than {REDIRECTS} redirects", file=self.label, hint="give the URL that they lead to")
+
+    def _request(
+        self, library: ModuleType, client: httpx2.Client, hop: Hop, at: int, stop: int, deadline: float
+    ) -> httpx2.Request:
+        left = max(0.1, deadline - time.monotonic())
+        wait = library.Timeout(min(PATIENCE.read, left), connect=min(PATIENCE.connect, left))
+        headers = hop.headers | {"Range": f"bytes={at}-{stop - 1}", "Accept-Encoding": "identity"}
+        return client.build_request("GET", hop.url, headers=headers, timeout=wait)
+
+    def _refuse(self, response: httpx2.Response) -> None:
+        """Raise for every status but those that carry bytes; `Stale` where only a remembered redirect has run out."""
+        status = response.status_code
+        if status in (200, 206, 416):
+            return
+        if self._hop is not self._origin and status in answers.GONE:
+            raise Stale
+        logged_in = "authorization" in self._origin.headers
+        raise answers.refusal(status, response.headers, self.label, repo_url=self._repo_url, logged_in=logged_in)
+
+    def _pinned(self, response: httpx2.Response) -> None:
+        """Hold what the Hub says on the way, and the etag at the end, against what is known."""
+        commit = response.headers.get("x-repo-commit")
+        if self._commit and commit and commit != self._commit:
+            raise self._changed(f"is of commit {commit[:12]}, not {self._commit[:12]}")
+        if response.status_code not in (200, 206):
+            return
+        if (coding := response.headers.get("content-encoding", "identity")) != "identity":
+            what = f"the answer is compressed ({coding}), though that was not asked for"
+            raise NetworkError(what, file=self.label, hint=answers.NO_SUPPORT)
+        etag = response.headers.get("etag") or response.headers.get("last-modified")
+        if self.etag is not None and etag != self.etag:
+            raise self._changed(f"its etag is {etag}, at first it was {self.etag}")
+        self.etag = etag
+
+    def _expected(self, response: httpx2.Response, at: int, stop: int) -> int | None:
+        """How many bytes the body must have; None for a whole file of unknown length. Learns the file's size."""
+        if response.status_code == 416:
+            return self._past_end(response)
+        if response.status_code == 200:
+            length = response.headers.get("content-length", "")
+            if at or (length.isdigit() and int(length) > stop):
+                raise NetworkError(_IGNORES, file=self.label, hint=_WHOLE)
+            if not length.isdigit():
+                return None
+            self._sized(int(length))
+            return int(length)
+        said = response.headers.get("content-range", "")
+        match = _CONTENT_RANGE.fullmatch(said)
+        if match is None:
+            what = f"the answer's Content-Range is {said!r}" if said else "the answer has no Content-Range"
+            raise NetworkError(what, file=self.label, hint=answers.NO_SUPPORT)
+        first, last, size = map(int, match.groups())
+        self._sized(size)
+        if (first, last) != (at, min(stop, size) - 1):
+            what = f"bytes {at} to {stop - 1} were asked for, {first} to {last} came"
+            raise NetworkError(what, file=self.label, hint=answers.NO_SUPPORT)
+        return last + 1 - first
+
+    def _past_end(self, response: httpx2.Response) -> int:
+        """416: an empty file, or one that has become shorter."""
+        if response.headers.get("content-range", "") == "bytes */0" and not self.size:
+            self.size = 0
+            return 0
+        raise NetworkError("the server refuses a range inside the file (416)", file=self.label, hint=answers.CHANGED)
+
+    def _sized(self, size: int) -> None:
+        if self.size is not None and size != self.size:
+            raise self._changed(f"has {size:,} bytes, not {self.size:,}")
+        self.size = size
+
+    def _changed(self, what: str) -> CkptError:
+        return NetworkError(f"the remote file changed: {what}", file=self.label, hint=answers.CHANGED)
+
+
+_IGNORES: Final = "the server ignores ranges and would send the whole file"
+_WHOLE: Final = "download it and give the local file"
+
+
+def _drain(response: httpx2.Response) -> None:
+    """Read the few words of a redirect, so that its connection can be used again."""
+    taken = 0
+    for chunk in response.iter_raw(64 * KIB):
+        taken += len(chunk)
+        if taken > 64 * KIB:
+            return
+
+
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    """Of a request's headers those that are ours: the client adds its own anew."""
+    return {k: v for k, v in headers.items() if k.lower() in ("authorization", "user-agent")}
+
+
+def session() -> tuple[ModuleType, httpx2.Client]:
+    """huggingface_hub's client, which threads share, and the library that it is of, under either of its names."""
+    from huggingface_hub import get_session
+
+    client = get_session()
+    name = next(m for c in type(client).__mro__ if (m := c.__module__.partition(".")[0]) in ("httpx2", "httpx"))
+    return importlib.import_module(name), client
