@@ -196,19 +196,28 @@ TABLES = {p.stem: tomllib.loads(p.read_text("utf-8")) for p in sorted((ROOT / "c
 def test_arch_tables_are_valid(name: str) -> None:
     table = TABLES[name]
     check("arch.v1", table)
-    for path in [("arch",), ("dialect", "hf"), ("tokenizer",), ("config",), ()]:
+    converted = "dialect" in table
+    family = "dialect" if converted else "layout"
+    first = next(iter(table[family]))
+    for path in [("arch",), (family, first), ()] + [("tokenizer",), ("config",)] * converted:
         changed = copy.deepcopy(table)
         at(changed, path)["surplus"] = 1
         assert not valid("arch.v1", changed), path
-    for path, value in [
-        (("parts", "embed"), "v | h"),
-        (("dialect", "hf", "weights", "x"), {"interleave": ["a"], "concat": ["a"]}),
-        (("dialect", "hf", "container"), "pickle"),
-        (("sizes", "LL"), "layers"),
-    ]:
+    bad: list[tuple[tuple[str, ...], Any]] = [
+        ((family, first, "weights", "x"), {"interleave": ["a"], "concat": ["a"]}),
+        ((family, first, "container"), "pickle"),
+    ]
+    bad += [(("parts", "embed"), "v | h"), (("sizes", "LL"), "layers")] if converted else []
+    for path, value in bad:
         changed = copy.deepcopy(table)
         at(changed, path[:-1])[path[-1]] = value
         assert not valid("arch.v1", changed), path
+
+
+def test_an_arch_table_with_dialects_needs_all_that_conversion_needs() -> None:
+    for key in TABLES["gpt_oss"].keys() - {"layout"}:
+        assert not valid("arch.v1", {k: v for k, v in TABLES["gpt_oss"].items() if k != key}), key
+    assert not valid("arch.v1", {"arch": TABLES["mixtral"]["arch"]})
 
 
 def test_the_wheel_carries_them() -> None:

@@ -1,5 +1,7 @@
 """What things are called: one TOML table per architecture, read into `Arch`, `Dialect` and `Join` values.
 
+A table with dialects can be converted; one with layouts alone can only be looked at (`ArchTable`).
+
 A dialect's row says "this stored name is these parts, joined so". Both directions, and the inspector, come from it.
 """
 
@@ -11,9 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpttool.archs.joins import Join, PartShape
+
+if TYPE_CHECKING:
+    from ckpttool.checkpoint import Checkpoint
 
 Sizes = Mapping[str, int]
 """The letters of an architecture's shapes, as numbers: {"L": 24, "E": 32, "H": 2880, ...}."""
@@ -113,7 +118,7 @@ def _part_shape(axes: str, sizes: Sizes) -> PartShape:
 
 def _dialect(name: str, table: Mapping[str, Any], rows: Mapping[str, Join]) -> Dialect:
     pair = table.get("pair")
-    return Dialect(name, table["container"], tuple(table["experts"]), tuple(pair) if pair else None, rows)
+    return Dialect(name, table["container"], tuple(table.get("experts", ())), tuple(pair) if pair else None, rows)
 
 
 def _join(template: str, row: str | Mapping[str, Any]) -> Join:
@@ -136,13 +141,87 @@ def _arch(table: Mapping[str, Any]) -> Arch:
     )
 
 
+@dataclass(frozen=True)
+class ArchTable:
+    """One archs/*.toml for whoever only looks: which names its embedding, head, routers and experts have.
+
+    `layouts` are its dialects and, under `[layout.*]`, names that are recognised and never converted. `idle` are globs
+    of weights that a token of text does not pass through. `assumed` are facts that hold for every such model though no
+    side file says them, `cycle` its pattern of attention.
+    """
+
+    name: str
+    file: str
+    layouts: Mapping[str, Dialect]
+    names: Mapping[str, str]
+    idle: tuple[str, ...]
+    assumed: Mapping[str, Any]
+    cycle: tuple[str, ...]
+
+    def shown_name(self, model_type: str | None) -> str:
+        """What to call a model of this table that calls itself `model_type`."""
+        return self.names.get(model_type or "", self.name)
+
+
+def _arch_table(file: str, table: Mapping[str, Any]) -> ArchTable:
+    arch = table["arch"]
+    layouts = dict(_arch(table).dialects) if "dialect" in table else {}
+    layouts |= {name: _dialect(name, row, _layout_rows(row)) for name, row in table.get("layout", {}).items()}
+    names = {n: arch["name"] for n in (arch["model_type"], arch.get("gguf")) if n} | arch.get("also", {})
+    cycle = arch.get("attention") or table.get("config", {}).get("layer_types", {}).get("cycle", ())
+    return ArchTable(
+        arch["name"],
+        f"archs/{file}",
+        layouts,
+        names,
+        tuple(arch.get("idle", ())),
+        arch.get("assumed", {}),
+        tuple(cycle),
+    )
+
+
+def _layout_rows(layout: Mapping[str, Any]) -> dict[str, Join]:
+    """The rows of a layout, once for each of its prefixes."""
+    return {
+        template.replace("{p}", prefix): _join(template, row)
+        for template, row in layout["weights"].items()
+        for prefix in layout.get("prefixes", [""])
+    }
+
+
+@cache
+def _files() -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    folder = Path(__file__).parent
+    return tuple((p.name, tomllib.loads(p.read_text("utf-8"))) for p in sorted(folder.glob("*.toml")))
+
+
 @cache
 def arches() -> tuple[Arch, ...]:
-    """Every architecture that has a table, by file name."""
-    folder = Path(__file__).parent
-    return tuple(_arch(tomllib.loads(p.read_text("utf-8"))) for p in sorted(folder.glob("*.toml")))
+    """Every architecture that can be converted, which is one whose table has dialects, by file name."""
+    return tuple(_arch(table) for _, table in _files() if "dialect" in table)
 
 
 def arch_named(key: str, value: object) -> Arch | None:
     """The architecture whose `[arch]` table holds `value` under `key` ("model_type", "gguf", "name")."""
     return next((a for a in arches() if a.table["arch"].get(key) == value), None)
+
+
+@cache
+def arch_tables() -> tuple[ArchTable, ...]:
+    """Every architecture that has a table, by file name."""
+    return tuple(_arch_table(file, table) for file, table in _files())
+
+
+def declared_table(checkpoint: Checkpoint) -> ArchTable | None:
+    """The table of what `checkpoint` says that it is, or of the architecture that its names gave away."""
+    config = checkpoint.config or {}
+    text = config.get("text_config")
+    declared = [config.get("model_type"), text.get("model_type") if isinstance(text, Mapping) else None]
+    if checkpoint.container == "gguf":
+        declared = [getattr(checkpoint.metadata.get("general.architecture"), "value", None)]
+    for name in declared:
+        for table in arch_tables():
+            if isinstance(name, str) and name in table.names:
+                return table
+    arch = checkpoint.arch
+    return next((t for t in arch_tables() if arch is not None and t.name == arch.name), None)

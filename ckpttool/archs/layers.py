@@ -1,0 +1,103 @@
+"""Which layers attend how, and which hold experts: the rules of config.json and GGUF keys, each tied to its key.
+
+Sources: transformers 5.23's configuration and modeling files (named beside each rule), llama.cpp's llama-model.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckpttool.archs import ArchTable
+
+Look = Callable[[str], object]
+
+KINDS = {
+    "full_attention": "full",
+    "attention": "full",
+    "sliding_attention": "sliding",
+    "chunked_attention": "chunked",
+    "compressed_sparse_attention": "compressed",
+    "heavily_compressed_attention": "compressed",
+}
+"""transformers' layer_types, in our words; another word (linear_attention ...) stands as it is."""
+
+COMPRESS_RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
+"""DeepSeek-V4: tokens for each compressed entry (configuration_deepseek_v4.py)."""
+
+
+def attention_kinds(
+    layers: int, found: dict[str, Any], look: Look, arch: str, table: ArchTable | None
+) -> tuple[tuple[str, ...] | None, str]:
+    """How each layer attends, and by which key; None where lists contradict the number of layers.
+
+    `arch` is "" for config.json and "NAME." for GGUF keys.
+    """
+    types = look("layer_types")
+    if isinstance(types, list) and len(types) >= layers and all(isinstance(t, str) for t in types):
+        full = "mla" if found.get("kv_lora_rank") else "full"
+        return tuple(full if t == "full_attention" else KINDS.get(t) or t for t in types[:layers]), "layer_types"
+    ratios = look("compress_ratios")  # DeepSeek-V4 as published
+    if isinstance(ratios, list) and len(ratios) >= layers:
+        return tuple("compressed" if n else "sliding" for n in ratios[:layers]), "compress_ratios"
+    ropes = look("no_rope_layers")  # Llama-4: a layer without rope sees everything
+    if isinstance(ropes, list) and len(ropes) >= layers and found.get("sliding_window"):
+        return tuple("chunked" if n else "full" for n in ropes[:layers]), "no_rope_layers"
+    if found.get("kv_lora_rank"):
+        return ("mla",) * layers, f"{arch}attention.kv_lora_rank" if arch else "kv_lora_rank"
+    if not found.get("sliding_window"):
+        return ("full",) * layers, "no sliding window"
+    pattern = look(f"{arch}attention.sliding_window_pattern")
+    if isinstance(pattern, tuple) and len(pattern) >= layers:
+        return tuple("sliding" if n else "full" for n in pattern[:layers]), "attention.sliding_window_pattern"
+    if isinstance(pattern, int) and pattern > 0:  # llama.cpp: every pattern-th layer is full
+        return tuple("full" if (n + 1) % pattern == 0 else "sliding" for n in range(layers)), "sliding_window_pattern"
+    if table is not None and table.cycle:
+        return tuple(KINDS.get(k, k) for k in (table.cycle * layers)[:layers]), table.file
+    return ("sliding",) * layers, f"{arch}attention.sliding_window" if arch else "sliding_window"
+
+
+def compression(layers: int, look: Look) -> tuple[tuple[int, ...], str] | None:
+    """DeepSeek-V4: for each layer how many tokens share a compressed entry, 0 for none."""
+    ratios = look("compress_ratios")
+    if isinstance(ratios, list) and len(ratios) >= layers and all(type(n) is int and n >= 0 for n in ratios):
+        return tuple(ratios[:layers]), "compress_ratios"
+    types = look("layer_types")
+    if not isinstance(types, list) or len(types) < layers or not set(types) & set(COMPRESS_RATES):
+        return None
+    rates = look("compress_rates")
+    told = COMPRESS_RATES | (rates if isinstance(rates, dict) else {})
+    return tuple(told.get(t, 0) for t in types[:layers]), "layer_types, compress_rates"
+
+
+def moe_layers(layers: int, look: Look, arch: str) -> tuple[tuple[int, ...], str]:
+    """The layers that hold experts, and the keys that say so; every layer where none does."""
+    listed = look("moe_layers")  # Llama-4
+    if isinstance(listed, list):
+        return tuple(n for n in listed if type(n) is int and 0 <= n < layers), "moe_layers"
+    types = look("mlp_layer_types")  # GLM-4.5-Air's successors, DeepSeek-V4
+    if isinstance(types, list) and len(types) >= layers:
+        return tuple(n for n in range(layers) if types[n] != "dense"), "mlp_layer_types"
+    found = set(range(layers))
+    keys = []
+    for key, rule in _RULES.items():
+        value = look(arch + key) if arch else look(key)
+        if isinstance(value, int) and value > 0:
+            found &= {n for n in range(layers) if rule(n, value)}
+            keys.append(key)
+    dense = look("mlp_only_layers")  # Qwen3-MoE
+    if isinstance(dense, list) and dense:
+        found -= {n for n in dense if type(n) is int}
+        keys.append("mlp_only_layers")
+    return tuple(sorted(found)), ", ".join(keys) or "every layer"
+
+
+_RULES: dict[str, Callable[[int, int], bool]] = {
+    "first_k_dense_replace": lambda n, k: n >= k,  # DeepSeek, Kimi, GLM
+    "leading_dense_block_count": lambda n, k: n >= k,  # the same in GGUF
+    "moe_layer_freq": lambda n, k: n % k == 0,  # DeepSeek, Kimi
+    "decoder_sparse_step": lambda n, k: (n + 1) % k == 0,  # Qwen
+    "interleave_moe_layer_step": lambda n, k: (n + 1) % k == 0,  # Llama-4
+}
+"""Whether layer n holds experts, by the value k of a key."""
