@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ckpttool import damage
 from ckpttool.archs import Arch, Claim, Dialect, Sizes, arch_named, arches
 from ckpttool.archs.joins import Extent, PartShape
-from ckpttool.codecs.formats import MXFP4_PAIR, PLAIN, BlockFormat, Codec, ElementFormat, Packing, ggml_codec
 from ckpttool.containers import gguf, limits, safetensors
 from ckpttool.containers.remote import FilePath, RemoteFolder, RemotePath, open_head
 from ckpttool.containers.source import LocalFile
@@ -24,6 +23,7 @@ from ckpttool.containers.strict_json import Source, read_object
 from ckpttool.errors import CkptError, InputError, LimitError, UsageError, raise_all
 from ckpttool.locate import Located, companions, companions_of, locate
 from ckpttool.places import LocalFolder
+from ckpttool.recognition import Peeker, Recognition, gguf_weights, recognise
 from ckpttool.tensors import StoredTensor, Weight
 
 if TYPE_CHECKING:
@@ -146,8 +146,9 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, re
     stored = [t for h in headers for t in _ordered(h.tensors, located.container)]
     problems += [*damage.against_index(stored, located), *damage.doubled(stored)]
     problems += damage.against_split(headers, [f.name for f in files])
-    weights, more = _weights(stored, located.container)
-    problems += [*more, *damage.merged(weights)]
+    known = _recognised(stored, located.container, config, files)
+    weights = known.weights
+    problems += [*known.problems, *damage.merged(weights)]
     arch, dialect = _dialect(declared, located.container, weights)
     where = located.index_name or files[0].name
     sizes, more = _sizes(arch, dialect, metadata, config, where)
@@ -159,14 +160,15 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, re
     shapes = arch.shapes(sizes) if arch and sizes else {}
     extents: dict[str, tuple[Extent, ...]] = {}
     if arch and dialect and sizes:
-        seen = {damage.base(t.name) for t in stored}
-        problems += damage.misfits(arch.is_expert, dialect, sizes, shapes, weights, claims)
+        seen = {w.name for w in weights} | known.broken
+        whole = [w for w in weights if w.name not in known.loose]
+        problems += damage.misfits(arch.is_expert, dialect, sizes, shapes, whole, claims)
         problems += damage.missing(dialect, sizes, seen, where)
         if not problems:
             extents = extents_of(weights, claims.values(), shapes)
     notes = (*located.notes, *damage.notes(located, weights), *_trailing(headers, files))
     return Checkpoint(
-        _named(path, located), located.folder, located.container, files, tuple(weights), metadata, config, beside,
+        _named(path, located), located.folder, located.container, files, weights, metadata, config, beside,
         arch, dialect, sizes, claims, shapes, extents, tuple(problems), notes,
     )  # fmt: skip
 
@@ -236,56 +238,17 @@ def _ordered(tensors: Sequence[StoredTensor], container: str) -> Iterable[Stored
     return sorted(tensors, key=lambda t: t.name) if container == "safetensors" else tensors
 
 
-def _weights(stored: Sequence[StoredTensor], container: str) -> tuple[list[Weight], list[CkptError]]:
+def _recognised(
+    stored: Sequence[StoredTensor], container: str, config: Mapping[str, Any] | None, files: Sequence[SourceFile]
+) -> Recognition:
+    """The weights that the stored tensors make; small states are read where that costs no request."""
     if container == "gguf":
-        return [Weight(t.name, ggml_codec(t.dtype), t.shape, (t,)) for t in stored], []
-    by_name = {t.name: t for t in stored}
-    weights: list[Weight] = []
-    problems: list[CkptError] = []
-    for t in stored:
-        for codes, scales in damage.PAIRS:
-            if t.name.endswith(codes):
-                base = t.name.removesuffix(codes)
-                pair = _paired(base, t, by_name.get(base + scales), problems)
-                weights += [pair] if pair else []
-                break
-            if t.name.endswith(scales):
-                base = t.name.removesuffix(scales)
-                if base + codes not in by_name:
-                    problems.append(InputError(f"has no {base + codes}", file=t.file, field=t.name, hint=_PAIR_HINT))
-                break
-        else:
-            weights.append(Weight(t.name, _plain_codec(t), t.shape, (t,)))
-    return weights, problems
-
-
-_PAIR_HINT = "an MXFP4 weight is codes and scales; one of its files is missing or misnamed"
-
-
-def _paired(base: str, codes: StoredTensor, scales: StoredTensor | None, problems: list[CkptError]) -> Weight | None:
-    """The MXFP4 weight of two stored tensors: codes [..., G, 16], scales [..., G], both U8."""
-    if scales is None:
-        problems.append(InputError("has no scales", file=codes.file, field=codes.name, hint=_PAIR_HINT))
-        return None
-    if (codes.dtype, scales.dtype) != ("U8", "U8") or not scales.shape or codes.shape != (*scales.shape, 16):
-        problems.append(
-            InputError(
-                f"{codes.dtype} {list(codes.shape)} with scales {scales.dtype} {list(scales.shape)}; "
-                "MXFP4 is U8 [..., G, 16] with U8 [..., G]",
-                file=codes.file,
-                field=codes.name,
-                hint="another format under MXFP4's names",
-            )
-        )
-        return None
-    return Weight(base, MXFP4_PAIR, (*scales.shape[:-1], scales.shape[-1] * 32), (codes, scales))
-
-
-def _plain_codec(t: StoredTensor) -> Codec:
-    if t.dtype in PLAIN:
-        return PLAIN[t.dtype]
-    bits = safetensors.DTYPE_BITS[t.dtype]
-    return Codec(BlockFormat(t.dtype, ElementFormat(t.dtype, bits)), Packing.flat, (max(1, bits // 8),))
+        return Recognition(gguf_weights(stored))
+    here = {f.name: f.place for f in files if isinstance(f.place, Path)}
+    if len(here) < len(files):
+        return recognise(stored, config)
+    with Peeker(here) as peek:
+        return recognise(stored, config, peek)
 
 
 def _config(beside: Mapping[str, Source]) -> tuple[Mapping[str, Any] | None, list[CkptError]]:

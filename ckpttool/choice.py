@@ -16,6 +16,7 @@ from ckpttool.codecs.formats import (
     MXFP4_PAIR,
     PLAIN,
     Q8_0_GGML,
+    READ_PACKINGS,
     Codec,
 )
 from ckpttool.errors import CkptError, InputError, UsageError
@@ -127,6 +128,9 @@ def _unlike(claim: Claim, have: Mapping[str, Codec]) -> tuple[str, str]:
 
 def _against(shape: PartShape, have: Codec, codec: Codec) -> tuple[str, str] | None:
     """What stands against a part's way from one codec to the other, and what to do about it."""
+    if have.packing not in READ_PACKINGS:
+        text = f"is {have.name} in {have.packing} packing, which cannot be decoded"
+        return text, "take the checkpoint that it was made from: BF16 or MXFP4"
     if shape.row_length % codec.format.block:
         text = f"rows of {shape.row_length} elements do not divide into {codec.name} blocks of {codec.format.block}"
         return text, "keep this weight in BF16: --to bf16, or --experts bf16 for a GGUF"

@@ -7,13 +7,10 @@ from typing import Any
 
 from ckpttool.archs import Claim, Dialect, Sizes
 from ckpttool.archs.joins import PartShape
-from ckpttool.codecs.formats import Packing
+from ckpttool.codecs.formats import READ_PACKINGS, Packing
 from ckpttool.errors import CkptError, InputError
 from ckpttool.locate import Located
 from ckpttool.tensors import StoredTensor, Weight
-
-PAIRS = (("_blocks", "_scales"), (".blocks", ".scales"))
-"""What codes' and scales' names end in, in every dialect that has them in two tensors."""
 
 
 def against_index(stored: Sequence[StoredTensor], located: Located) -> Iterable[CkptError]:
@@ -136,7 +133,7 @@ def _shape_misfit(w: Weight, shape: tuple[int, ...], said: str, container: str) 
 
 def _block_misfit(w: Weight, row_length: int) -> tuple[str, str] | None:
     block = w.codec.format.block
-    if row_length % block == 0:
+    if w.codec.packing not in READ_PACKINGS or row_length % block == 0:
         return None
     row = f"rows of {row_length} elements" if row_length > 1 else "a vector"
     text = f"is {w.codec.name}, whose blocks have {block} elements, but this is {row}"
@@ -154,9 +151,3 @@ def missing(dialect: Dialect, sizes: Sizes, seen: Set[str], where: str) -> Itera
     for claim in dialect.expand(sizes):
         if claim.name not in seen:
             yield InputError("is missing", file=where, field=claim.name, hint=hint)
-
-
-def base(name: str) -> str:
-    """A stored tensor's weight: its name without what marks codes or scales."""
-    ends = (end for pair in PAIRS for end in pair if name.endswith(end))
-    return name.removesuffix(next(ends, ""))

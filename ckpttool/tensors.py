@@ -1,12 +1,13 @@
 """The nouns that every other module shares: what a file holds, and what it means.
 
 A `StoredTensor` is one row of a file's header. A `Weight` is one module parameter in this checkpoint: one stored
-tensor, or two (codes and scales), read through a codec.
+tensor, two (codes and scales) or more, read through a codec.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -30,17 +31,43 @@ class StoredTensor:
     nbytes: int
 
 
+class Role(StrEnum):
+    """What a stored tensor is to its weight."""
+
+    codes = "codes"
+    scales = "scales"
+    global_scale = "global scale"
+    zero_points = "zero points"
+    group_order = "group of each column"
+    shape = "shape"
+    values = "values of the codes"
+    state = "state"
+    nested_scales = "scales of the scales"
+    nested_values = "values of the scales' codes"
+    input_scale = "scale of the input"
+    input_zero_point = "zero point of the input"
+    input_smoothing = "factors of the input"
+
+
 @dataclass(frozen=True, slots=True)
 class Weight:
     """One module parameter as this checkpoint stores it.
 
-    `shape` is logical (two MXFP4 elements a byte are two elements), in the orientation in which it is stored.
+    `shape` is logical (two MXFP4 elements a byte are two elements), in the orientation in which it is stored; where a
+    packing transposes (gptq, awq, hqq), that of the module's own parameter. `roles` says what each stored tensor is;
+    empty, it is codes, and scales if there are two.
     """
 
     name: str
     codec: Codec
     shape: tuple[int, ...]
     stored: tuple[StoredTensor, ...]
+    roles: tuple[Role, ...] = ()
+
+    def stored_as(self, role: Role) -> StoredTensor | None:
+        """The stored tensor of that role, or None; scales inside blocks (GGUF) are part of the codes."""
+        roles = self.roles or (Role.codes, Role.scales)
+        return next((t for t, r in zip(self.stored, roles, strict=False) if r is role), None)
 
     @property
     def parameters(self) -> int:

@@ -27,15 +27,18 @@ class ElementFormat:
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """`block` elements that share one scale; `block` 1 and no scale is a plain number.
+    """`block` elements of a row, in `rows` rows, that share one scale; `block` 1 and no scale is a plain number.
 
-    `element` None: others decode it, and how its blocks are made up is theirs.
+    `block` 0: the whole row shares it; `rows` 0: all rows of a matrix do. So (0, 0) is a scale for each matrix, block
+    0 and rows 1 one for each row, 128 and 128 one for each square of that size. `element` None: others decode it, and
+    how its blocks are made up is theirs.
     """
 
     name: str
     element: ElementFormat | None
     block: int = 1
     scale: ElementFormat | None = None
+    rows: int = 1
 
 
 F32_ELEMENT = ElementFormat("F32", 32, 8, 23)
@@ -44,6 +47,13 @@ BF16_ELEMENT = ElementFormat("BF16", 16, 8, 7)
 E2M1 = ElementFormat("E2M1", 4, 2, 1)
 E8M0 = ElementFormat("E8M0", 8, 8, 0)
 INT8 = ElementFormat("INT8", 8)
+E4M3 = ElementFormat("E4M3", 8, 4, 3)
+E5M2 = ElementFormat("E5M2", 8, 5, 2)
+E4M3FNUZ = ElementFormat("E4M3FNUZ", 8, 4, 3)
+E5M2FNUZ = ElementFormat("E5M2FNUZ", 8, 5, 2)
+E2M3 = ElementFormat("E2M3", 6, 2, 3)
+E3M2 = ElementFormat("E3M2", 6, 3, 2)
+NF4_ELEMENT = ElementFormat("NF4", 4)
 
 F32 = BlockFormat("F32", F32_ELEMENT)
 F16 = BlockFormat("F16", F16_ELEMENT)
@@ -64,20 +74,63 @@ class Packing(StrEnum):
     * `flat`: elements one after the other.
     * `pair`: codes and scales in two tensors; byte j of a block holds element 2j low, 2j+1 high (OpenAI, HF).
     * `ggml`: one struct per block, scale first; for MXFP4 17 bytes, byte 1+j holds element j low, j+16 high.
+
+    Those three are read. The others are recognised and shown, named after what defines them; scales (and zero points)
+    are tensors of their own in all of them, and lie along the last axis unless said otherwise.
+
+    * `scaled`: elements of whole bytes one after the other: FP8, MXFP8, INT8, whoever writes them.
+    * `compressed-tensors`: 4 bits, two a byte, low first; 6 bits, four in three bytes, low first; integers in 32-bit
+      words without gaps, low first. The global scale of NVFP4 divides.
+    * `modelopt`: 4 bits as above, the global scale multiplies; INT4 has two rows a byte, the even row low.
+    * `quark`: 4 and 6 bits as compressed-tensors has them, under the plain name; INT4 as AWQ.
+    * `deepseek`: 4 bits, two a byte, low first, declared as I8.
+    * `gptq`: words [in * bits / 32, out], low first: down the columns; scales [groups, out].
+    * `awq`: words [in, out * bits / 32] along the output axis, elements 0 2 4 6 1 3 5 7; scales [groups, out].
+    * `awq-gemv`: words [out, in * bits / 32], low first; scales [out, groups], padded.
+    * `hqq`: the first part of the rows of groups in the high bits, the last in the low ones.
+    * `bitsandbytes`: 4 bits flattened, two a byte, *high* first; 8 bits row by row.
+    * `torchao`: 4 bits, two a byte, low first; or whole bytes; names begin with an underscore.
     """
 
     flat = "flat"
     pair = "pair"
     ggml = "ggml"
+    scaled = "scaled"
+    compressed_tensors = "compressed-tensors"
+    modelopt = "modelopt"
+    quark = "quark"
+    deepseek = "deepseek"
+    gptq = "gptq"
+    awq = "awq"
+    awq_gemv = "awq-gemv"
+    hqq = "hqq"
+    bitsandbytes = "bitsandbytes"
+    torchao = "torchao"
+
+
+READ_PACKINGS = frozenset({Packing.flat, Packing.pair, Packing.ggml})
+"""The packings that our kernels or the gguf package read."""
+
+
+class GlobalScale(StrEnum):
+    """What a scale of the whole tensor does to its block scales; NVFP4's writers disagree."""
+
+    none = "none"
+    divides = "divides"
+    multiplies = "multiplies"
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A format in a packing. `block_nbytes` lists the bytes of one block in each stored tensor."""
+    """A format in a packing. `block_nbytes` lists the bytes of one block of a row in each stored tensor.
+
+    It is empty where nothing here reads the format and blocks are not of one row.
+    """
 
     format: BlockFormat
     packing: Packing
     block_nbytes: tuple[int, ...]
+    global_scale: GlobalScale = GlobalScale.none
 
     @property
     def name(self) -> str:
@@ -86,7 +139,12 @@ class Codec:
 
     @property
     def bits(self) -> float:
-        """Bits per element, its share of all that a block holds beside elements included."""
+        """Bits per element, its share of all that a block of a row holds beside elements included.
+
+        ValueError where blocks are not of one row: what a weight takes is `Weight.nbytes`.
+        """
+        if not self.block_nbytes:
+            raise ValueError(f"{self.name} in packing {self.packing} has no block of one row")
         return 8 * sum(self.block_nbytes) / self.format.block
 
     @property
@@ -97,7 +155,7 @@ class Codec:
     @property
     def readable(self) -> bool:
         """Whether its values can be decoded, by our kernels or by the gguf package."""
-        return self.name in READABLE
+        return self.name in READABLE and self.packing in READ_PACKINGS
 
     def row_nbytes(self, k: int) -> tuple[int, ...]:
         """Bytes of a row of `k` elements in each stored tensor; `k` must be a whole number of blocks."""
