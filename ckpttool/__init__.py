@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ckpttool.api import convert, plan
     from ckpttool.checkpoint import Checkpoint, open_checkpoint
     from ckpttool.codecs.arrays import RECIPES, BadBlock, Recipe, dequantize, quantize
+    from ckpttool.diff import compare
     from ckpttool.errors import CkptError
     from ckpttool.inspector import inspect
     from ckpttool.verifier import verify
@@ -28,6 +29,7 @@ __all__ = [
     "CkptError",
     "Recipe",
     "__version__",
+    "compare",
     "convert",
     "dequantize",
     "inspect",
@@ -43,6 +45,7 @@ _HOMES = {
     "CkptError": "errors",
     "RECIPES": "codecs.formats",
     "Recipe": "codecs.formats",
+    "compare": "diff",
     "convert": "api",
     "dequantize": "codecs.arrays",
     "inspect": "inspector",

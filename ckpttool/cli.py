@@ -160,6 +160,39 @@ def inspect(source: str, as_json: bool, debug: bool) -> None:
 
 @cli.command(epilog=EXITS)
 @click.argument("target", type=click.Path())
+DIFF_EPILOG = f"""\b
+Each part is: equal bytes (the same stored bits, packing aside), equal values (decoded; -0 equals 0), or differs; then
+max abs error, relative error |b - a| / |a| and SQNR are those of B against A. Config and tokenizer are shown beside.
+
+\b
+Examples:
+  ckpttool diff gpt-oss-20b gpt-oss-20b.gguf              identical values, all parts
+  ckpttool diff my-finetune my-finetune-mxfp4 --json      what quantizing cost, for each part and expert
+  ckpttool diff openai/gpt-oss-20b org/fork --headers-only    parts, shapes, formats and config; nothing is downloaded
+
+{EXITS}
+1 here: a value differs, or a part is missing or of another shape."""
+
+
+@cli.command(epilog=DIFF_EPILOG)
+@click.argument("a", type=click.Path())
+@click.argument("b", type=click.Path())
+@click.option("--headers-only", is_flag=True, help="Compare what headers and config say; read no tensor data.")
+@_shared
+def diff(a: str, b: str, headers_only: bool, as_json: bool, debug: bool) -> None:
+    """Show what differs between the checkpoints A and B, in any dialects and containers, part by part."""
+    from ckpttool import diff as differ
+    from ckpttool import render
+
+    sides = differ.opened(a, b)
+    total = 0 if headers_only else differ.compared_nbytes(*sides)
+    with render.progress(total, "comparing", quiet=as_json or headers_only) as advance:
+        report = differ.diff(*sides, headers_only=headers_only, progress=advance)
+    render.show_diff(report, as_json)
+    if not report.identical:
+        sys.exit(1)
+
+
 @_shared
 def verify(target: str, as_json: bool, debug: bool) -> None:
     """Hold a finished conversion TARGET against its receipt: sha256 of every file, CRC-32 of every tensor."""

@@ -2,6 +2,7 @@
 
 from ckpttool.render.bars import progress
 from ckpttool.render.conversion import show_conversion, show_plan, show_verification
+from ckpttool.render.diff import show_diff
 from ckpttool.render.failures import show_error, show_interrupted
 from ckpttool.render.inspection import show_inspection
 from ckpttool.render.terminal import OutputClosed, flush
@@ -11,6 +12,7 @@ __all__ = [
     "flush",
     "progress",
     "show_conversion",
+    "show_diff",
     "show_error",
     "show_inspection",
     "show_interrupted",
