@@ -102,7 +102,8 @@ def _refused(error: Any, uri: HfUri, source: str) -> Exception:
     if isinstance(error, RevisionNotFoundError):
         return answers.NotThere(f"the repo has no revision {uri.revision}", file=source, hint=f"see {page}")
     status, headers = error.response.status_code, error.response.headers
-    if isinstance(error, RepositoryNotFoundError) and headers.get("x-error-code") != "GatedRepo":
+    gated = headers.get("x-error-code") == "GatedRepo"
+    if status == 404 or (isinstance(error, RepositoryNotFoundError) and not gated):
         hint = f"check the name; for a private repo, {'may your token read it?' if get_token() else answers.LOG_IN}"
         return answers.NotThere(f"no such repo at {_host()}, or none for you", file=source, hint=hint)
     return answers.refusal(status, headers, source, repo_url=page, logged_in=get_token() is not None)

@@ -27,13 +27,16 @@ GONE: Final = frozenset({401, 403, 404, 410})
 
 
 class Again(Exception):
-    """Failed, and may succeed when tried again: after `wait` seconds where the answer names them. `final`: not so."""
+    """Failed, and may succeed when tried again: after `wait` seconds where the answer names them.
 
-    def __init__(self, reason: str, wait: float | None = None, *, final: bool = False, hint: str = LATER) -> None:
+    `tries` is how many are worth while, where that is fewer than for others.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, *, tries: int = 100, hint: str = LATER) -> None:
         super().__init__(reason)
         self.reason = reason
         self.wait = wait
-        self.final = final
+        self.tries = tries
         self.hint = hint
 
     def error(self, label: str, more: str = "") -> NetworkError:
@@ -82,7 +85,7 @@ _WORDS: Final = {429: ", too many requests", 503: ", unavailable"}
 def wait(status: int, headers: Mapping[str, str]) -> float | None:
     """The seconds that an answer asks to wait: by Retry-After, in seconds or as a date, or by the Hub's RateLimit."""
     said = headers.get("retry-after", "").strip()
-    if said.isdigit():
+    if said.isascii() and said.isdigit():
         return float(said[:12])
     if said and (date := _date(said)) is not None:
         return max(0.0, date - time.time())
@@ -115,7 +118,7 @@ def translated(library: ModuleType, label: str) -> Iterator[None]:
     except library.ConnectError as error:
         tls = "CERTIFICATE" in str(error).upper()
         hint = "set SSL_CERT_FILE if the certificate is your own" if tls else "check the name and the network"
-        raise Again(f"cannot connect: {error}", final=tls, hint=hint) from error
+        raise Again(f"cannot connect: {error}", tries=1 if tls else 2, hint=hint) from error
     except library.TimeoutException as error:
         raise Again("does not answer in time") from error
     except library.TransportError as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from ckpttool.containers import answers
 from ckpttool.containers.answers import Again, Stale
-from ckpttool.containers.limits import KIB, MIB
+from ckpttool.containers.limits import KIB
 from ckpttool.errors import CkptError, NetworkError
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ PATIENCE = Patience()
 """The one in force."""
 
 REDIRECTS: Final = 3
-PIECE: Final = MIB
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
@@ -68,11 +67,11 @@ class Ranges(Protocol):
 def retried(call: Callable[[], T], label: str) -> T:
     """What `call` returns; where it raises `Again`, it is called again after a pause, a bounded number of times."""
     patience = PATIENCE
-    for pause in patience.pauses:
+    for tried, pause in enumerate(patience.pauses, 1):
         try:
             return call()
         except Again as again:
-            if again.final:
+            if tried >= again.tries:
                 raise again.error(label) from again
             if again.wait is not None and again.wait > patience.longest_wait:
                 raise again.error(label, f", and asks to wait {again.wait:.0f} s") from again
@@ -154,7 +153,7 @@ class HttpRanges:
                 return
             into = got if response.status_code == 206 else bytearray()
             taken = 0
-            for chunk in response.iter_raw(PIECE):
+            for chunk in response.iter_raw():  # as it comes: gathered pieces would be lost where it breaks off
                 taken += len(chunk)
                 if taken > (stop - at if n is None else n):
                     raise self._too_much(n)
@@ -275,7 +274,7 @@ _WHOLE: Final = "download it and give the local file"
 def _drain(response: httpx2.Response) -> None:
     """Read the few words of a redirect, so that its connection can be used again."""
     taken = 0
-    for chunk in response.iter_raw(64 * KIB):
+    for chunk in response.iter_raw():
         taken += len(chunk)
         if taken > 64 * KIB:
             return

@@ -121,7 +121,7 @@ class RemoteHead(RemoteFile):
             raise LimitError(what, file=self.name, hint="download the file and give it")
         self._windows += 1
         self._head += self.ranges.fetch(have, goal)
-        if len(self._head) == have:
+        if len(self._head) == have and self.ranges.size:
             raise NetworkError(f"ends at byte {have}, before its size", file=self.name, hint="try again later")
 
     def close(self) -> None:
