@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckpttool.archs.roles import Role, Roles, roles_of
+from ckpttool.archs.purposes import Purpose, Purposes, purposes_of
 
 if TYPE_CHECKING:
     from ckpttool.archs.facts import ModelFacts
@@ -73,19 +73,19 @@ class ExpertLayouts:
         return next((g.layout for g in self.groups if layer in g.layers), None)
 
 
-def expert_layouts(checkpoint: Checkpoint, facts: ModelFacts, roles: Roles | None = None) -> ExpertLayouts | None:
+def expert_layouts(checkpoint: Checkpoint, facts: ModelFacts, purposes: Purposes | None = None) -> ExpertLayouts | None:
     """The expert layout of `checkpoint`, None where no table knows its experts' names.
 
     Layers past the model's last one, which only speculate, are left out. What the headers show is held against `facts`.
     """
-    roles = roles or roles_of(checkpoint, facts.layers)
-    if roles.layout is None:
+    purposes = purposes or purposes_of(checkpoint, facts.layers)
+    if purposes.layout is None:
         return None
-    found: dict[int, list[tuple[Weight, Role]]] = {}
+    found: dict[int, list[tuple[Weight, Purpose]]] = {}
     for w in checkpoint.weights:
-        role = roles.by_name[w.name]
-        if role.layer is not None and role.join is not None and not role.idle:
-            found.setdefault(role.layer, []).append((w, role))
+        purpose = purposes.by_name[w.name]
+        if purpose.layer is not None and purpose.join is not None and not purpose.idle:
+            found.setdefault(purpose.layer, []).append((w, purpose))
     layouts: dict[int, ExpertLayout] = {}
     findings: list[str] = []
     for layer, rows in sorted(found.items()):
@@ -99,7 +99,7 @@ def expert_layouts(checkpoint: Checkpoint, facts: ModelFacts, roles: Roles | Non
     usual = groups[0]
     findings += [f"{_ranges(g.layers)}: {_differs(g.layout, usual.layout)}" for g in groups[1:]]
     findings += _against(facts, layouts)
-    return ExpertLayouts(roles.layout.name, groups, tuple(findings))
+    return ExpertLayouts(purposes.layout.name, groups, tuple(findings))
 
 
 def _against(facts: ModelFacts, layouts: dict[int, ExpertLayout]) -> Iterable[str]:
@@ -125,7 +125,7 @@ def _groups(layouts: dict[int, ExpertLayout]) -> tuple[LayoutGroup, ...]:
     return tuple(LayoutGroup(tuple(v), k) for k, v in sorted(alike.items(), key=lambda x: (-len(x[1]), x[1])))
 
 
-def _layout(rows: Sequence[tuple[Weight, Role]]) -> tuple[ExpertLayout | None, list[str]]:
+def _layout(rows: Sequence[tuple[Weight, Purpose]]) -> tuple[ExpertLayout | None, list[str]]:
     """One layer's layout, and what is wrong with it; None where it holds no expert matrix."""
     matrices = [(w, r) for w, r in rows if r.is_expert and not r.kinds[0].endswith(".bias")]
     have = {k for _, r in matrices for k in r.kinds}
@@ -152,12 +152,12 @@ def _layout(rows: Sequence[tuple[Weight, Role]]) -> tuple[ExpertLayout | None, l
     return ExpertLayout(count, gate_up, order, storage, way, bias, hidden, intermediate, shared, formats), wrong
 
 
-def _count(matrices: Sequence[tuple[Weight, Role]]) -> tuple[int, list[str]]:
+def _count(matrices: Sequence[tuple[Weight, Purpose]]) -> tuple[int, list[str]]:
     """How many experts, and which matrices lack some of them."""
     numbers: dict[tuple[str, ...], set[int]] = {}
-    for w, role in matrices:
-        have = {role.expert} if role.expert is not None else set(range(w.shape[0] if len(w.shape) == 3 else 1))
-        numbers.setdefault(role.kinds, set()).update(n for n in have if n is not None)
+    for w, purpose in matrices:
+        have = {purpose.expert} if purpose.expert is not None else set(range(w.shape[0] if len(w.shape) == 3 else 1))
+        numbers.setdefault(purpose.kinds, set()).update(n for n in have if n is not None)
     count = max(max(have) + 1 for have in numbers.values() if have) if any(numbers.values()) else 0
     wrong = []
     for kinds, have in numbers.items():
@@ -169,17 +169,17 @@ def _count(matrices: Sequence[tuple[Weight, Role]]) -> tuple[int, list[str]]:
     return count, wrong
 
 
-def _axes(matrices: Sequence[tuple[Weight, Role]]) -> tuple[int | None, int | None, list[str]]:
+def _axes(matrices: Sequence[tuple[Weight, Purpose]]) -> tuple[int | None, int | None, list[str]]:
     """hidden, intermediate, and the matrices that contradict what most say."""
     seen: Counter[tuple[int, int]] = Counter()
-    told: list[tuple[Weight, Role, tuple[int, int]]] = []
-    for w, role in matrices:
-        if len(w.shape) < 2 or role.join is None:
+    told: list[tuple[Weight, Purpose, tuple[int, int]]] = []
+    for w, purpose in matrices:
+        if len(w.shape) < 2 or purpose.join is None:
             continue
-        out, k = (w.shape[-1], w.shape[-2]) if role.join.transposed else (w.shape[-2], w.shape[-1])
-        axes = (out, k) if "down" in role.kinds else (k, out // len(role.kinds))
+        out, k = (w.shape[-1], w.shape[-2]) if purpose.join.transposed else (w.shape[-2], w.shape[-1])
+        axes = (out, k) if "down" in purpose.kinds else (k, out // len(purpose.kinds))
         seen[axes] += 1
-        told.append((w, role, axes))
+        told.append((w, purpose, axes))
     if not seen:
         return None, None, ["no expert matrix has two axes"]
     usual = seen.most_common(1)[0][0]
@@ -188,7 +188,7 @@ def _axes(matrices: Sequence[tuple[Weight, Role]]) -> tuple[int | None, int | No
     return usual[0], usual[1], odd[:4] + ([f"and {len(odd) - 4} more"] if len(odd) > 4 else [])
 
 
-def _shared(rows: Iterable[tuple[Weight, Role]], intermediate: int | None) -> int:
+def _shared(rows: Iterable[tuple[Weight, Purpose]], intermediate: int | None) -> int:
     """The shared expert's width in experts, at least 1 where there is one."""
     widths = [w.shape[-1] for w, r in rows if r.kinds == ("shared.down",) and len(w.shape) == 2]
     if not widths:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckpttool.archs.roles import Role, Roles, roles_of
+from ckpttool.archs.purposes import Purpose, Purposes, purposes_of
 
 if TYPE_CHECKING:
     from ckpttool.archs.facts import ModelFacts
@@ -53,7 +53,7 @@ class Use:
     """One weight and the share of it that a token uses: `top` of `of` (4 of 32 experts, 1 of 1, 0 of 1)."""
 
     weight: Weight
-    role: Role
+    purpose: Purpose
     top: int
     of: int
 
@@ -66,42 +66,42 @@ def used(uses: Iterable[Use], amounts: Iterable[int]) -> int:
     return sum(amount * top // of for (top, of), amount in sums.items())
 
 
-def count_parameters(checkpoint: Checkpoint, facts: ModelFacts, roles: Roles | None = None) -> ParameterCounts:
+def count_parameters(checkpoint: Checkpoint, facts: ModelFacts, purposes: Purposes | None = None) -> ParameterCounts:
     """Count what `checkpoint` holds; `facts` say how many experts a token meets."""
-    roles = roles or roles_of(checkpoint, facts.layers)
+    purposes = purposes or purposes_of(checkpoint, facts.layers)
     counted = [w for w in checkpoint.weights if w.codec.name not in TABLES]
     by_format: Counter[str] = Counter()
     for w in counted:
         by_format[w.codec.name] += w.parameters
-    uses = uses_of(counted, facts, roles)
+    uses = uses_of(counted, facts, purposes)
     active = None if uses is None else used(uses, [u.weight.parameters for u in uses])
     read = None if uses is None else used(uses, [u.weight.nbytes for u in uses])
-    experts = sum(w.parameters for w in counted if is_expert_matrix(roles.by_name[w.name]))
+    experts = sum(w.parameters for w in counted if is_expert_matrix(purposes.by_name[w.name]))
     total, nbytes = sum(w.parameters for w in counted), checkpoint.nbytes
     return ParameterCounts(total, active, experts, nbytes, read, dict(by_format.most_common()))
 
 
-def is_expert_matrix(role: Role) -> bool:
+def is_expert_matrix(purpose: Purpose) -> bool:
     """Whether a weight is a matrix of routed experts, and not their biases."""
-    return role.is_expert and not role.kinds[0].endswith(".bias")
+    return purpose.is_expert and not purpose.kinds[0].endswith(".bias")
 
 
-def uses_of(weights: Iterable[Weight], facts: ModelFacts, roles: Roles) -> tuple[Use, ...] | None:
+def uses_of(weights: Iterable[Weight], facts: ModelFacts, purposes: Purposes) -> tuple[Use, ...] | None:
     """What a token of text uses of each weight, None where that is not known."""
     weights = list(weights)
-    named = {kind for w in weights for kind in roles.by_name[w.name].kinds}
+    named = {kind for w in weights for kind in purposes.by_name[w.name].kinds}
     dense = not facts.experts
     if facts.layers is None or "embed" not in named or not (dense or (named & {"gate", "up"} and _top(facts))):
         return None
     out = []
     for w in weights:
-        role = roles.by_name[w.name]
+        purpose = purposes.by_name[w.name]
         share = (1, 1)
-        if role.idle or (role.kinds == ("embed",) and "head" in named):
+        if purpose.idle or (purpose.kinds == ("embed",) and "head" in named):
             share = (0, 1)
-        elif role.is_expert:
+        elif purpose.is_expert:
             share = _top(facts) or share
-        out.append(Use(w, role, *share))
+        out.append(Use(w, purpose, *share))
     return tuple(out)
 
 

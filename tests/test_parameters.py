@@ -12,7 +12,7 @@ import pytest
 from header_checkpoints import write_headers, write_safetensors
 
 from ckpttool.archs.facts import facts_of
-from ckpttool.archs.roles import roles_of
+from ckpttool.archs.purposes import purposes_of
 from ckpttool.checkpoint import open_checkpoint
 from ckpttool.parameters import ParameterCounts, count_parameters
 
@@ -135,6 +135,6 @@ def test_without_a_config_nothing_is_active(tmp_path: Path) -> None:
 
 def test_roles_of_thousands_of_experts_are_quick_to_tell(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(big(tmp_path / "v3", model_families.DEEPSEEK_V3))
-    roles = roles_of(checkpoint, 61)
-    assert sum(r.is_expert for r in roles.by_name.values()) == 59 * 256 * 3
-    assert sum(r.is_expert and not r.idle for r in roles.by_name.values()) == 58 * 256 * 3
+    purposes = purposes_of(checkpoint, 61)
+    assert sum(r.is_expert for r in purposes.by_name.values()) == 59 * 256 * 3
+    assert sum(r.is_expert and not r.idle for r in purposes.by_name.values()) == 58 * 256 * 3

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ckpttool.checkpoint import Checkpoint
     from ckpttool.tensors import Weight
 
-EXPERT_ROLES = frozenset({"gate", "up", "down"})
+EXPERT_PURPOSES = frozenset({"gate", "up", "down"})
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blk|block|blocks)\.(\d{1,6})\.")
 _GENERIC = {
     "embed": ("embed_tokens.weight", "token_embd.weight", "embedding.weight", "wte.weight"),
@@ -29,7 +29,7 @@ _GENERIC = {
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
+class Purpose:
     """What a weight is: `kinds` as "embed", "gate", "shared.up", "gate.bias", None where nothing is known of it.
 
     `layer` and `expert` are its numbers, where it has them; `idle`: a token of text does not pass through it.
@@ -44,42 +44,42 @@ class Role:
     @property
     def is_expert(self) -> bool:
         """Whether it holds routed experts, or their biases."""
-        return bool(self.kinds) and self.kinds[0].removesuffix(".bias") in EXPERT_ROLES
+        return bool(self.kinds) and self.kinds[0].removesuffix(".bias") in EXPERT_PURPOSES
 
 
 @dataclass(frozen=True)
-class Roles:
-    """The roles of all weights, by name; `layout` is the dialect or layout that told them."""
+class Purposes:
+    """The purposes of all weights, by name; `layout` is the dialect or layout that told them."""
 
     table: ArchTable | None
     layout: Dialect | None
-    by_name: Mapping[str, Role]
+    by_name: Mapping[str, Purpose]
 
 
-def roles_of(checkpoint: Checkpoint, layers: int | None) -> Roles:
-    """The role of every weight; `layers` is the model's count, past which a checkpoint holds speculation alone."""
+def purposes_of(checkpoint: Checkpoint, layers: int | None) -> Purposes:
+    """The purpose of every weight; `layers` is the model's count, past which a checkpoint holds speculation alone."""
     table = declared_table(checkpoint)
     layout, found = _best(table, checkpoint)
     idle = re.compile("|".join(fnmatch.translate(glob) for glob in (table.idle if table else ())) or "(?!)")
     out = {}
     for w in checkpoint.weights:
-        role = found.get(w.name) or _generic(w.name)
+        purpose = found.get(w.name) or _generic(w.name)
         number = _LAYER.search(w.name)
         past = number is not None and layers is not None and int(number[1]) >= layers
         rests = past or idle.match(w.name) is not None
-        layer = role.layer if role.layer is not None or number is None else int(number[1])
-        out[w.name] = Role(role.kinds, layer, role.expert, role.join, rests)
-    return Roles(table, layout, out)
+        layer = purpose.layer if purpose.layer is not None or number is None else int(number[1])
+        out[w.name] = Purpose(purpose.kinds, layer, purpose.expert, purpose.join, rests)
+    return Purposes(table, layout, out)
 
 
-def _best(table: ArchTable | None, checkpoint: Checkpoint) -> tuple[Dialect | None, Mapping[str, Role]]:
+def _best(table: ArchTable | None, checkpoint: Checkpoint) -> tuple[Dialect | None, Mapping[str, Purpose]]:
     """The layout under which most weights are experts, and what it says of all that it knows.
 
     Between equals the checkpoint's dialect: formats told hf from hf-bf16, whose names are the same.
     """
     layouts = [x for x in (table.layouts if table else {}).values() if x.container == checkpoint.container]
     layouts.sort(key=lambda x: checkpoint.dialect is None or x.name != checkpoint.dialect.name)
-    best: tuple[int, Dialect | None, Mapping[str, Role]] = (0, None, {})
+    best: tuple[int, Dialect | None, Mapping[str, Purpose]] = (0, None, {})
     for layout in layouts:
         found = dict(_claimed(layout, checkpoint.weights))
         score = sum(r.is_expert for r in found.values())
@@ -88,7 +88,7 @@ def _best(table: ArchTable | None, checkpoint: Checkpoint) -> tuple[Dialect | No
     return best[1], best[2]
 
 
-def _claimed(layout: Dialect, weights: tuple[Weight, ...]) -> Iterator[tuple[str, Role]]:
+def _claimed(layout: Dialect, weights: tuple[Weight, ...]) -> Iterator[tuple[str, Purpose]]:
     """Every weight that a row of `layout` names, with or without the `.weight` that quantizers leave out."""
     rows = {re.sub(r"\{[le]\}", "#", t): (t, j) for t, j in layout.rows.items()}
     for w in weights:
@@ -102,11 +102,11 @@ def _claimed(layout: Dialect, weights: tuple[Weight, ...]) -> Iterator[tuple[str
         letters = re.findall(r"\{([le])\}", template)
         told = dict(zip(letters, numbers, strict=True))
         kinds = tuple(p.removeprefix("layer.{l}.") for p in join.parts)
-        yield w.name, Role(kinds, told.get("l"), told.get("e"), join)
+        yield w.name, Purpose(kinds, told.get("l"), told.get("e"), join)
 
 
-def _generic(name: str) -> Role:
+def _generic(name: str) -> Purpose:
     for kind, ends in _GENERIC.items():
         if any(name == end or name.endswith("." + end) for end in ends):
-            return Role((kind,))
-    return Role()
+            return Purpose((kind,))
+    return Purpose()
