@@ -111,7 +111,8 @@ def place(source: str | Path, *, remote: bool = True) -> tuple[LocalFolder | Rem
         return (LocalFolder(path), None) if path.is_dir() else (LocalFolder(path.parent), path.name)
     repo = HUB_REPO.fullmatch(text)
     if repo is None or (remote and Path(text.partition("/")[0]).exists()):
-        raise InputError("no such file or folder", file=text, hint="check the path")
+        hint = "check the path" + (f", or give hf://{text} if a repo of the Hub is meant" if repo else "")
+        raise InputError("no such file or folder", file=text, hint=hint)
     if not remote:
         hint = f"download it first: hf download {_download(repo)} --local-dir {repo['name']}"
         raise InputError("no such file or folder", file=text, hint=hint)

@@ -115,7 +115,7 @@ def translated(library: ModuleType, label: str) -> Iterator[None]:
         raise NetworkError("is remote, and HF_HUB_OFFLINE is set", file=label, hint=ONLINE) from error
     except (library.InvalidURL, library.UnsupportedProtocol) as error:
         raise UsageError(f"is no URL that can be asked: {error}", file=label, hint="check the URL") from error
-    except library.ConnectError as error:
+    except (library.ConnectError, library.ConnectTimeout) as error:
         tls = "CERTIFICATE" in str(error).upper()
         hint = "set SSL_CERT_FILE if the certificate is your own" if tls else "check the name and the network"
         raise Again(f"cannot connect: {error}", tries=1 if tls else 2, hint=hint) from error

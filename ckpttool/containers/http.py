@@ -112,7 +112,6 @@ class HttpRanges:
         self.size = size
         self.sha256 = sha256
         self.etag: str | None = None
-        self.requests = 0
         self._commit = commit
         self._repo_url = repo_url
         self._origin = Hop(url, dict(headers or {}))
@@ -124,7 +123,6 @@ class HttpRanges:
         Raises:
             NetworkError: the remote end refuses, breaks off too often, is too slow, or sends something else.
         """
-        self.requests += 1
         got = bytearray()
         return retried(lambda: self._rest(start, stop, got), self.label)
 
@@ -189,7 +187,7 @@ class HttpRanges:
                         return
                     answers.refuse_redirect(self._origin.url, str(response.next_request.url), self.label)
                     hop = Hop(str(response.next_request.url), _kept(response.next_request.headers))
-                    _drain(response)
+                    _drain(response, deadline)
                 finally:
                     response.close()
         raise NetworkError(f"more than {REDIRECTS} redirects", file=self.label, hint="give the URL that they lead to")
@@ -271,12 +269,12 @@ _IGNORES: Final = "the server ignores ranges and would send the whole file"
 _WHOLE: Final = "download it and give the local file"
 
 
-def _drain(response: httpx2.Response) -> None:
+def _drain(response: httpx2.Response, deadline: float) -> None:
     """Read the few words of a redirect, so that its connection can be used again."""
     taken = 0
     for chunk in response.iter_raw():
         taken += len(chunk)
-        if taken > 64 * KIB:
+        if taken > 64 * KIB or time.monotonic() > deadline:
             return
 
 

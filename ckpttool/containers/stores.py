@@ -27,7 +27,7 @@ class StoreRanges:
         self.size: int | None = info.get("size")
         self.etag = _version(info)
         self.sha256: str | None = None
-        self.requests = 0
+        self._asked = False
         self._system = system
         self._path = path
 
@@ -37,16 +37,16 @@ class StoreRanges:
         Raises:
             NetworkError: the store refuses or breaks off, or the file is another than before.
         """
-        self.requests += 1
         stop = stop if self.size is None else min(stop, self.size)
         if start >= stop:
             return b""
         try:
-            if self.requests > 1 and self.etag is not None:
+            if self._asked and self.etag is not None:
                 self._system.invalidate_cache(self._system._parent(self._path))
                 if (now := _version(self._system.info(self._path))) != self.etag:
                     what = f"the remote file changed: its etag is {now}, at first it was {self.etag}"
                     raise NetworkError(what, file=self.label, hint=CHANGED)
+            self._asked = True
             data: bytes = self._system.cat_file(self._path, start=start, end=stop)
         except CkptError:
             raise
