@@ -175,13 +175,14 @@ class HttpRanges:
         library, client = session()
         with answers.translated(library, self.label):
             hop = self._hop
+            remembered = hop is not self._origin
             for _ in range(REDIRECTS + 1):
                 request = self._request(library, client, hop, at, stop, deadline)
                 response = client.send(request, stream=True, follow_redirects=False)
                 try:
                     self._pinned(response)
                     if response.next_request is None:
-                        self._refuse(response)
+                        self._refuse(response, remembered)
                         self._hop = hop
                         yield response
                         return
@@ -200,12 +201,12 @@ class HttpRanges:
         headers = hop.headers | {"Range": f"bytes={at}-{stop - 1}", "Accept-Encoding": "identity"}
         return client.build_request("GET", hop.url, headers=headers, timeout=wait)
 
-    def _refuse(self, response: httpx2.Response) -> None:
-        """Raise for every status but those that carry bytes; `Stale` where only a remembered redirect has run out."""
+    def _refuse(self, response: httpx2.Response, remembered: bool) -> None:
+        """Raise for every status but those that carry bytes; `Stale` where a `remembered` redirect has run out."""
         status = response.status_code
         if status in (200, 206, 416):
             return
-        if self._hop is not self._origin and status in answers.GONE:
+        if remembered and status in answers.GONE:
             raise Stale
         logged_in = "authorization" in self._origin.headers
         raise answers.refusal(status, response.headers, self.label, repo_url=self._repo_url, logged_in=logged_in)
