@@ -59,7 +59,7 @@ def plan(
         reference=reference,
         model_name=model_name,
     )
-    return make_plan(open_checkpoint(source, reference=reference), asked)
+    return make_plan(open_checkpoint(source, reference=reference, remote=False), asked)
 
 
 def convert(
