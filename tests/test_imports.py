@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ckpttool"
 
 HEAVY = frozenset(
-    {"torch", "triton", "transformers", "numba", "llvmlite", "gguf", "huggingface_hub", "fsspec", "safetensors",
-     "ray", "rich", "tqdm", "yaml", "scipy", "jsonschema"}
+    {"torch", "triton", "transformers", "numba", "llvmlite", "gguf", "huggingface_hub", "httpx", "httpx2", "fsspec",
+     "safetensors", "ray", "rich", "tqdm", "yaml", "scipy", "jsonschema"}
 )  # fmt: skip
 """Loaded on first use: never by a module's own imports, but for the kernels'."""
 
