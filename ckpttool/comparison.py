@@ -282,7 +282,7 @@ def _missing_experts(work: Sequence[Group]) -> Iterator[PartComparison]:
     """Experts of a part that only one side stores, where each has a tensor of its own."""
     for group in work:
         n = group.expert_rows
-        for part in group.parts:
+        for part in group.parts if group.has_experts else ():
             have = [
                 {r for x in side[part] for r in range(x.start // n, -(-x.stop // n))} for side in (group.a, group.b)
             ]

@@ -46,11 +46,11 @@ def values(rows: Operand, numbers: str) -> Numbers:
 
     `numbers` as `meeting` says; `BadBlock` where BF16 cannot hold a value, which F32 then does as NaN or Inf.
     """
+    if numbers == "F64":
+        return _doubles(rows)
     if rows.codec.name == numbers:
         out: Numbers = rows.elements[:, 0]
         return out
-    if numbers == "F64":
-        return _doubles(rows)
     target = Operand(BF16_FLAT if numbers == "BF16" else F32_FLAT, (_room(rows, numbers),), 1)
     try:
         transcode(rows, target, None)
