@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ckpttool.codecs.arrays import RECIPES, BadBlock, Recipe, dequantize, quantize
     from ckpttool.diff import compare
     from ckpttool.errors import CkptError
+    from ckpttool.estimator import estimate
     from ckpttool.inspector import inspect
     from ckpttool.verifier import verify
 
@@ -32,6 +33,7 @@ __all__ = [
     "compare",
     "convert",
     "dequantize",
+    "estimate",
     "inspect",
     "open_checkpoint",
     "plan",
@@ -48,6 +50,7 @@ _HOMES = {
     "compare": "diff",
     "convert": "api",
     "dequantize": "codecs.arrays",
+    "estimate": "estimator",
     "inspect": "inspector",
     "open_checkpoint": "checkpoint",
     "plan": "api",

@@ -160,6 +160,45 @@ def inspect(source: str, as_json: bool, debug: bool) -> None:
 
 @cli.command(epilog=EXITS)
 @click.argument("target", type=click.Path())
+ESTIMATE_EPILOG = f"""\b
+Examples:
+  ckpttool estimate openai/gpt-oss-120b                         which GPUs hold it, and the command that serves it
+  ckpttool estimate gpt-oss-20b --context 131072 --batch 8 --gpu "RTX 4090"
+  ckpttool estimate my-finetune --as mxfp4 --gpu 24GB           before it is converted
+  ckpttool estimate gpt-oss-120b --tp 2 --kv-cache-dtype fp8 --json
+
+{EXITS}"""
+
+
+@cli.command(epilog=ESTIMATE_EPILOG)
+@click.argument("source", type=click.Path())
+@click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens a sequence. Default: 8192, or all it has.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Sequences at once.")
+@click.option("--kv-cache-dtype", **_words("fp16", "fp8"), default="fp16", show_default=True, help="fp16: BF16 too.")
+@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="GPUs that share each layer.")
+@click.option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
+    show_default=True,
+    metavar="F",
+    help="The share of a GPU's memory that may be used.",
+)
+@click.option("--gpu", metavar="NAME|SIZE", help="One GPU, such as H100 or 80GB. Default: every usual size.")
+@click.option(
+    "--as",
+    "form",
+    **_words("bf16", "mxfp4", "nvfp4", "fp8", "int4"),
+    help="Price its weights in another format, without converting.",
+)
+@_shared
+def estimate(source: str, as_json: bool, debug: bool, **options: Any) -> None:
+    """Say what serving the checkpoint SOURCE takes: weights, KV cache, overhead; which GPUs hold it, and how fast."""
+    from ckpttool import estimator, render
+
+    render.show_estimate(estimator.estimate(source, **options), as_json)
+
+
 DIFF_EPILOG = f"""\b
 Each part is: equal bytes (the same stored bits, packing aside), equal values (decoded; -0 equals 0), or differs; then
 max abs error, relative error |b - a| / |a| and SQNR are those of B against A. Config and tokenizer are shown beside.

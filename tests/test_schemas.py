@@ -15,7 +15,7 @@ import pytest
 from commandline import run
 from jsonschema import Draft202012Validator
 
-from ckpttool import reports
+from ckpttool import estimator, reports
 from ckpttool.codecs.formats import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +36,10 @@ FIELDS = {
     ("conversion.v1", "$defs", "tensor"): reports.TensorReceipt,
     ("conversion.v1", "properties", "recipe"): Recipe,
     ("verification.v1",): reports.Verification,
+    ("estimate.v1",): estimator.Estimate,
+    ("estimate.v1", "$defs", "gpu"): estimator.GpuEstimate,
+    ("estimate.v1", "$defs", "form"): estimator.FormEstimate,
+    ("estimate.v1", "$defs", "bytes_per_token"): estimator.BytesPerToken,
 }
 
 
@@ -66,6 +70,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         "conversion that assumes": ("convert", gguf, at / "b", "--to", "openai", "--no-verify"),
         "conversion to GGUF": ("convert", hf, at / "c.gguf", "--max-shard-size", "60kB", "--outtype", "q8_0"),
         "verification": ("verify", at / "a"),
+        "estimate": ("estimate", hf, "--gpu", "H100"),
     }
     out = {}
     for name, arguments in runs.items():

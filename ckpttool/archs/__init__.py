@@ -147,13 +147,15 @@ class ArchTable:
 
     `layouts` are its dialects and, under `[layout.*]`, names that are recognised and never converted. `idle` are globs
     of weights that a token of text does not pass through. `assumed` are facts that hold for every such model though no
-    side file says them, `cycle` its pattern of attention.
+    side file says them, `cycle` its pattern of attention. `names` are ours by config.json's model_type, `gguf` is
+    general.architecture.
     """
 
     name: str
     file: str
     layouts: Mapping[str, Dialect]
     names: Mapping[str, str]
+    gguf: str | None
     idle: tuple[str, ...]
     assumed: Mapping[str, Any]
     cycle: tuple[str, ...]
@@ -167,13 +169,14 @@ def _arch_table(file: str, table: Mapping[str, Any]) -> ArchTable:
     arch = table["arch"]
     layouts = dict(_arch(table).dialects) if "dialect" in table else {}
     layouts |= {name: _dialect(name, row, _layout_rows(row)) for name, row in table.get("layout", {}).items()}
-    names = {n: arch["name"] for n in (arch["model_type"], arch.get("gguf")) if n} | arch.get("also", {})
+    names = {arch["model_type"]: arch["name"]} | arch.get("also", {})
     cycle = arch.get("attention") or table.get("config", {}).get("layer_types", {}).get("cycle", ())
     return ArchTable(
         arch["name"],
         f"archs/{file}",
         layouts,
         names,
+        arch.get("gguf"),
         tuple(arch.get("idle", ())),
         arch.get("assumed", {}),
         tuple(cycle),
@@ -214,12 +217,12 @@ def arch_tables() -> tuple[ArchTable, ...]:
 
 def declared_table(checkpoint: Checkpoint) -> ArchTable | None:
     """The table of what `checkpoint` says that it is, or of the architecture that its names gave away."""
+    if checkpoint.container == "gguf":
+        declared = getattr(checkpoint.metadata.get("general.architecture"), "value", None)
+        return next((t for t in arch_tables() if declared is not None and t.gguf == declared), None)
     config = checkpoint.config or {}
     text = config.get("text_config")
-    declared = [config.get("model_type"), text.get("model_type") if isinstance(text, Mapping) else None]
-    if checkpoint.container == "gguf":
-        declared = [getattr(checkpoint.metadata.get("general.architecture"), "value", None)]
-    for name in declared:
+    for name in (config.get("model_type"), text.get("model_type") if isinstance(text, Mapping) else None):
         for table in arch_tables():
             if isinstance(name, str) and name in table.names:
                 return table

@@ -163,6 +163,8 @@ def _facts(
     for name, (needs, rule, text) in _DERIVED.items():
         if name not in found and all(n in found for n in needs) and (value := rule(*(found[n] for n in needs))):
             found[name], said[name] = value, text
+    if "layers" in found and not found.get("experts"):
+        table = None  # all tables are of mixtures; llama.cpp gives Mixtral's name to a dense Llama too
     if table is not None:
         found["family"], said["family"] = table.shown_name(found.get("model_type")), table.file
         for name, value in table.assumed.items():
