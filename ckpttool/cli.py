@@ -158,8 +158,6 @@ def inspect(source: str, as_json: bool, debug: bool) -> None:
     render.show_inspection(inspector.inspect(source), as_json)
 
 
-@cli.command(epilog=EXITS)
-@click.argument("target", type=click.Path())
 ESTIMATE_EPILOG = f"""\b
 Examples:
   ckpttool estimate openai/gpt-oss-120b                         which GPUs hold it, and the command that serves it
@@ -175,7 +173,7 @@ Examples:
 @click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens a sequence. Default: 8192, or all it has.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Sequences at once.")
 @click.option("--kv-cache-dtype", **_words("fp16", "fp8"), default="fp16", show_default=True, help="fp16: BF16 too.")
-@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="GPUs that share each layer.")
+@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="GPUs to split over.")
 @click.option(
     "--gpu-memory-utilization",
     type=click.FloatRange(0, 1, min_open=True),
@@ -232,6 +230,8 @@ def diff(a: str, b: str, headers_only: bool, as_json: bool, debug: bool) -> None
         sys.exit(1)
 
 
+@cli.command(epilog=EXITS)
+@click.argument("target", type=click.Path())
 @_shared
 def verify(target: str, as_json: bool, debug: bool) -> None:
     """Hold a finished conversion TARGET against its receipt: sha256 of every file, CRC-32 of every tensor."""
