@@ -122,12 +122,16 @@ class Holding:
 
 
 def holdings(a: Checkpoint, b: Checkpoint) -> tuple[Holding, Holding]:
-    """Both checkpoints, in the same terms."""
-    sizes = [x.sizes or y.sizes for x, y in ((a, b), (b, a))]
-    known = a.arch and b.arch and a.arch.name == b.arch.name and a.dialect and b.dialect and all(sizes)
-    if not known:
+    """Both checkpoints, in the same terms; sizes that one does not state are the other's."""
+    if not by_part(a, b):
         return _by_name(a), _by_name(b)
-    return tuple(_by_part(x, s) for x, s in zip((a, b), sizes, strict=True) if s)  # type: ignore[return-value]
+    return _by_part(a, a.sizes or b.sizes or {}), _by_part(b, b.sizes or a.sizes or {})
+
+
+def by_part(a: Checkpoint, b: Checkpoint) -> bool:
+    """Whether both are of one architecture whose parts are known."""
+    same = a.arch is not None and b.arch is not None and a.arch.name == b.arch.name
+    return bool(same and a.dialect and b.dialect and (a.sizes or b.sizes))
 
 
 def _by_name(checkpoint: Checkpoint) -> Holding:

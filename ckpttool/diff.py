@@ -11,7 +11,9 @@ from ckpttool import comparison
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.comparison import PartComparison, Status, compared_nbytes
 from ckpttool.comparison_config import FieldDifference, config_differences, metadata_differences, said
+from ckpttool.comparison_pairs import by_part
 from ckpttool.comparison_tokens import SideFile, side_files
+from ckpttool.containers.gguf_values import Scalar
 from ckpttool.places import LocalFolder
 
 __all__ = ["Diff", "DiffSide", "compare", "compared_nbytes", "diff", "opened"]
@@ -19,7 +21,7 @@ __all__ = ["Diff", "DiffSide", "compare", "compared_nbytes", "diff", "opened"]
 
 @dataclass(frozen=True)
 class DiffSide:
-    """One of the two checkpoints."""
+    """One of the two checkpoints; `arch` is what it declares where no table of ours knows its names."""
 
     source: str
     arch: str | None
@@ -116,12 +118,20 @@ def diff(
 def _side(checkpoint: Checkpoint) -> DiffSide:
     return DiffSide(
         str(checkpoint.path),
-        checkpoint.arch.name if checkpoint.arch else None,
+        _arch(checkpoint),
         checkpoint.dialect.name if checkpoint.dialect else None,
         checkpoint.container,
         len(checkpoint.weights),
         checkpoint.nbytes,
     )
+
+
+def _arch(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.arch:
+        return checkpoint.arch.name
+    entry = checkpoint.metadata.get("general.architecture")
+    declared = entry.value if isinstance(entry, Scalar) else (checkpoint.config or {}).get("model_type")
+    return declared if isinstance(declared, str) else None
 
 
 def _verdict(counts: Counter[str], total: int, differing: int) -> str:
@@ -136,9 +146,8 @@ def _verdict(counts: Counter[str], total: int, differing: int) -> str:
 
 def _notes(a: Checkpoint, b: Checkpoint, more: Sequence[str | None]) -> list[str]:
     out = []
-    arches = [c.arch.name if c.arch else "unknown" for c in (a, b)]
-    if arches[0] != arches[1] or "unknown" in arches:
-        out.append(f"architectures: {arches[0]} and {arches[1]}; matched by the weights' names")
+    if not by_part(a, b):
+        out.append("not two checkpoints of one architecture whose parts are known: matched by the weights' names")
     for letter, c in (("A", a), ("B", b)):
         out += [f"{letter}: {problem}" for problem in c.problems]
     return [*out, *(note for note in more if note)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,13 @@ from ckpttool.units import size
 WORST = 10
 """Lossy parts that are shown."""
 
-LISTED = 12
+LISTED = 24
 """Lines of each other kind that are shown."""
 
 VALUE_LIMIT = 60
+
+NUMBER = re.compile(r"(?<![^.\[])[0-9]+(?![^.\]])")
+"""A layer's or expert's number in a name."""
 
 
 def show_diff(report: Diff, as_json: bool) -> None:
@@ -35,9 +39,9 @@ def show_diff(report: Diff, as_json: bool) -> None:
     _worst(report.worst)
     for status, title in ((Status.only_a, "only in A"), (Status.only_b, "only in B")):
         rows = [p for p in report.parts if p.status is status]
-        _list(title, [f"{p.part}  {_shape(p.shape_a or p.shape_b)}  {p.format_a or p.format_b or ''}" for p in rows])
+        _list(title, _folded([(p.part, f"{_shape(p.shape_a or p.shape_b)}  {p.format_a or p.format_b}") for p in rows]))
     shapes = [p for p in report.parts if p.status is Status.shape]
-    _list("of another shape", [f"{p.part}  {_shape(p.shape_a)} in A, {_shape(p.shape_b)} in B" for p in shapes])
+    _list("of another shape", _folded([(p.part, f"{_shape(p.shape_a)} / {_shape(p.shape_b)}") for p in shapes]))
     _fields("config", report.config)
     _fields("GGUF key-values", report.metadata)
     _side_files(report)
@@ -109,6 +113,17 @@ def _number(value: float | None) -> str:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return " x ".join(map(str, shape or ())) or "scalar"
+
+
+def _folded(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each row; those that differ in their layer or expert alone are one, with a * for the number."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, what in rows:
+        groups.setdefault((NUMBER.sub("*", name), what), []).append(name)
+    return [
+        f"{names[0] if len(names) == 1 else pattern}  {what}{'' if len(names) == 1 else f'  ({len(names):,})'}"
+        for (pattern, what), names in groups.items()
+    ]
 
 
 def _list(title: str, lines: Sequence[str]) -> None:
