@@ -15,7 +15,7 @@ import pytest
 from commandline import run
 from jsonschema import Draft202012Validator
 
-from ckpttool import estimator, reports
+from ckpttool import comparison, comparison_config, comparison_tokens, diff, estimator, reports
 from ckpttool.codecs.formats import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +36,13 @@ FIELDS = {
     ("conversion.v1", "$defs", "tensor"): reports.TensorReceipt,
     ("conversion.v1", "properties", "recipe"): Recipe,
     ("verification.v1",): reports.Verification,
+    ("diff.v1",): diff.Diff,
+    ("diff.v1", "$defs", "side"): diff.DiffSide,
+    ("diff.v1", "$defs", "part"): comparison.PartComparison,
+    ("diff.v1", "$defs", "part", "properties", "first"): comparison.Place,
+    ("diff.v1", "$defs", "expert"): comparison.ExpertErrors,
+    ("diff.v1", "$defs", "field"): comparison_config.FieldDifference,
+    ("diff.v1", "$defs", "side_file"): comparison_tokens.SideFile,
     ("estimate.v1",): estimator.Estimate,
     ("estimate.v1", "$defs", "gpu"): estimator.GpuEstimate,
     ("estimate.v1", "$defs", "form"): estimator.FormEstimate,
@@ -70,6 +77,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         "conversion that assumes": ("convert", gguf, at / "b", "--to", "openai", "--no-verify"),
         "conversion to GGUF": ("convert", hf, at / "c.gguf", "--max-shard-size", "60kB", "--outtype", "q8_0"),
         "verification": ("verify", at / "a"),
+        "diff": ("diff", hf, gguf),
+        "diff of headers": ("diff", bf16, gguf, "--headers-only"),
         "estimate": ("estimate", hf, "--gpu", "H100"),
     }
     out = {}
@@ -77,6 +86,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         result = run(*arguments, "--json")
         assert (result.code, result.err) == (0, ""), name
         out[name] = result.document
+    out["diff that finds errors"] = run("diff", hf, next(at.glob("c-00001-*")), "--json").document
     (at / "a" / "config.json").write_text("{}")
     out["verification that fails"] = run("verify", at / "a", "--json").document
     out["error"] = run("convert", at / "nothing", at / "d.gguf", "--json").document
@@ -185,6 +195,9 @@ def test_wrong_values_are_invalid(documents: dict[str, dict[str, Any]]) -> None:
         ("conversion", ("tensors", 0, "crc32"), "0123456"),
         ("conversion", ("options", "dtype"), "f16"),
         ("verification", ("ok",), "yes"),
+        ("diff", ("identical",), None),
+        ("diff", ("parts", 0, "status"), "same"),
+        ("diff that finds errors", ("side_files", 0, "sha256_a"), "ab"),
         ("error", ("exit_code",), 7),
         ("error", ("errors",), []),
     ]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ckpttool.comparison import PartComparison, Status
-from ckpttool.comparison_config import FieldDifference
-from ckpttool.diff import Diff, DiffSide
 from ckpttool.errors import MESSAGE_LIMIT, shown
 from ckpttool.render.terminal import many, print_json, say, say_notes, table
 from ckpttool.reports import document
 from ckpttool.units import size
+
+if TYPE_CHECKING:
+    from ckpttool.comparison import PartComparison
+    from ckpttool.comparison_config import FieldDifference
+    from ckpttool.diff import Diff, DiffSide
 
 WORST = 10
 """Lossy parts that are shown."""
@@ -37,10 +39,10 @@ def show_diff(report: Diff, as_json: bool) -> None:
     _sides(report.a, report.b)
     _counts(report)
     _worst(report.worst)
-    for status, title in ((Status.only_a, "only in A"), (Status.only_b, "only in B")):
-        rows = [p for p in report.parts if p.status is status]
+    for status, title in (("only_a", "only in A"), ("only_b", "only in B")):
+        rows = [p for p in report.parts if p.status == status]
         _list(title, _folded([(p.part, f"{_shape(p.shape_a or p.shape_b)}  {p.format_a or p.format_b}") for p in rows]))
-    shapes = [p for p in report.parts if p.status is Status.shape]
+    shapes = [p for p in report.parts if p.status == "shape"]
     _list("of another shape", _folded([(p.part, f"{_shape(p.shape_a)} / {_shape(p.shape_b)}") for p in shapes]))
     _fields("config", report.config)
     _fields("GGUF key-values", report.metadata)
