@@ -93,6 +93,9 @@ def _before(checkpoint: Checkpoint, source: str, asked: Asked, context: int) -> 
     if repo is not None:
         here = repo["name"]
         out.append(shlex.join(("hf", "download", repo["repo"], *revision, "--local-dir", here)))
+    elif "://" in source:
+        here = PurePath(source.rstrip("/")).name
+        out += [shlex.join(("curl", "-LO", source))] if source.startswith("http") else []
     if checkpoint.container == "gguf" and asked.form == NATIVE:
         words = ("llama-server", "-m", here, "-c", str(context * asked.batch), "-np", str(asked.batch), "-ngl", "99")
         out.append(f"{shlex.join(words)}  # llama.cpp, as it is")

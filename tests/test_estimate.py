@@ -15,12 +15,12 @@ from header_checkpoints import write_headers, write_safetensors
 from jsonschema import Draft202012Validator
 
 import ckpttool
-from ckpttool import kvcache, overhead
+from ckpttool import kvcache, overhead, serving
 from ckpttool.archs.facts import facts_of, facts_of_config
 from ckpttool.cards import SIZES, card, usual_cards
-from ckpttool.checkpoint import open_checkpoint
+from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.errors import InputError, UsageError
-from ckpttool.estimator import summary_lines
+from ckpttool.estimator import Asked, summary_lines
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "schemas" / "estimate.v1.json").read_text("utf-8"))
@@ -274,6 +274,39 @@ def test_what_vllm_cannot_load_is_converted_first(sources: dict[str, Path], tmp_
         path = builders.write(builders.Model(builders.Sizes()), tmp_path / dialect, dialect)
         made[dialect] = document(path)["commands"][0].split()[-1]
     assert made == {"openai": "mxfp4", "unsloth": "bf16"}
+
+
+HUBS = {
+    "openai/gpt-oss-20b": ("openai/gpt-oss-20b", None),
+    "hf://openai/gpt-oss-20b@v1": ("openai/gpt-oss-20b", "v1"),
+    "https://huggingface.co/openai/gpt-oss-20b": ("openai/gpt-oss-20b", None),
+}
+
+
+def commands(checkpoint: Checkpoint, source: str, form: str = "native") -> list[str]:
+    cards = usual_cards()
+    asked = Asked(8192, form=form)
+    return list(serving.plan(checkpoint, source, cards, lambda c, n: True, lambda c, n: 9, asked).commands)
+
+
+@pytest.mark.parametrize("source", HUBS)
+def test_a_repo_of_the_hub_is_served_by_its_name(sources: dict[str, Path], source: str) -> None:
+    repo, revision = HUBS[source]
+    (line,) = commands(open_checkpoint(sources["20b"]), source)
+    more = ["--revision", revision] if revision else ["--max-model-len", "8192"]
+    assert shlex.split(line)[2:5] == [repo, *more]
+    fetch, convert, serve = commands(open_checkpoint(sources["20b"]), source, "bf16")
+    assert fetch.startswith(f"hf download {repo} ") and fetch.endswith("--local-dir gpt-oss-20b")
+    assert convert == "ckpttool convert gpt-oss-20b gpt-oss-20b-bf16 --to bf16"
+    assert serve.startswith("vllm serve gpt-oss-20b-bf16 ")
+
+
+def test_a_url_is_fetched_first(sources: dict[str, Path]) -> None:
+    found = commands(open_checkpoint(sources["20b.gguf"]), "https://example.org/m/x.gguf")
+    assert [c.split()[0] for c in found] == ["curl", "llama-server", "ckpttool", "vllm"]
+    assert found[0] == "curl -LO https://example.org/m/x.gguf" and found[2].startswith(
+        "ckpttool convert x.gguf x-mxfp4"
+    )
 
 
 def test_cards_and_sizes() -> None:

@@ -11,10 +11,14 @@ import header_checkpoints
 import model_families
 import pytest
 from header_checkpoints import write_headers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ckpttool import kvcache
 from ckpttool.archs import arch_tables
 from ckpttool.archs.facts import FACTS, ModelFacts, facts_of, facts_of_config
 from ckpttool.checkpoint import open_checkpoint
+from ckpttool.errors import InputError
 
 ALTERNATING = ("sliding", "full") * 12
 
@@ -133,6 +137,38 @@ def test_cases(config: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert {name: getattr(f, name) for name in wanted} == wanted
 
 
+KEYS = sorted({key.split(".")[0] for fact in FACTS for key in fact.config} | {
+    "layer_types", "compress_ratios", "compress_rates", "no_rope_layers", "moe_layers", "mlp_layer_types",
+    "mlp_only_layers", "first_k_dense_replace", "moe_layer_freq", "eos_token_id", "use_sliding_window", "text_config",
+})  # fmt: skip
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.integers() | st.floats() | st.text(max_size=3)
+    | st.sampled_from(["full_attention", "heavily_compressed_attention", "yarn", "llama4"]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from([*KEYS, "factor", "main"]), inner),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JUNK))
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_config_holds_facts_are_of_their_types(config: dict[str, Any]) -> None:
+    f = facts_of_config(config)
+    types = {fact.name: fact.type for fact in FACTS}
+    assert all(getattr(f, name) is None or type(getattr(f, name)) is kind for name, kind in types.items())
+    for per_layer in (f.attention, f.compression):
+        assert per_layer is None or len(per_layer) == f.layers
+    if f.layers and not kvcache_problem(f):
+        assert kvcache.kv_bytes(f, 100, "fp16") >= 0
+
+
+def kvcache_problem(f: ModelFacts) -> bool:
+    try:
+        kvcache.require(f, "x")
+    except InputError:
+        return True
+    return False
+
+
 def test_layer_types_shorter_than_the_model_are_not_believed() -> None:
     f = facts_of_config({"num_hidden_layers": 3, "layer_types": ["full_attention"]})
     assert f.attention == ("full",) * 3 and f.said["attention"] == "no sliding window"
@@ -149,7 +185,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"family": "Qwen3-MoE", "moe_layers": (1,), "expert_intermediate": 32, "head_dim": 16},
     "mixtral": {"family": "Mixtral", "moe_layers": (0, 1), "expert_intermediate": 96, "head_dim": 16, "bos": 1},
     "deepseek_v3": {"family": "DeepSeek-V3", "moe_layers": (1, 2), "kv_lora_rank": 16, "qk_rope_head_dim": 8,
-                    "attention": ("mla",) * 3, "shared_experts": 2},
+                    "attention": ("mla",) * 3, "shared_experts": 2, "head_dim": 24},
     "glm4_moe": {"family": "GLM-4.5", "moe_layers": (1, 2), "attention": ("full",) * 3, "shared_experts": 1},
     "llama4_text": {"family": "Llama-4", "moe_layers": (1, 3), "expert_intermediate": 32, "intermediate": 96,
                     "attention": ("chunked", "chunked", "chunked", "full"), "shared_experts": 1},
@@ -171,8 +207,6 @@ def test_what_transformers_saves(model_type: str, tmp_path: Path) -> None:
 
 
 def test_damaged_generation_config_is_an_error(tmp_path: Path) -> None:
-    from ckpttool.errors import InputError
-
     source = write_headers(tmp_path / "x", "20b")
     (source / "generation_config.json").write_text(json.dumps([1]))
     with pytest.raises(InputError, match="generation_config"):

@@ -46,6 +46,7 @@ class ModelFacts:
     sliding_window: int | None = None
     kv_lora_rank: int | None = None
     qk_rope_head_dim: int | None = None
+    qk_nope_head_dim: int | None = None
     compression: tuple[int, ...] | None = None
     index_head_dim: int | None = None
     rope_theta: float | None = None
@@ -93,11 +94,12 @@ FACTS = (
     Fact("hidden", int, ("hidden_size",), ("{arch}.embedding_length",)),
     Fact("heads", int, ("num_attention_heads",), ("{arch}.attention.head_count",)),
     Fact("kv_heads", int, ("num_key_value_heads",), ("{arch}.attention.head_count_kv",)),
-    Fact("head_dim", int, ("head_dim",), ("{arch}.attention.key_length",)),
+    Fact("head_dim", int, ("head_dim",), ("{arch}.attention.key_length_mla", "{arch}.attention.key_length")),
     Fact("value_head_dim", int, ("v_head_dim",), ("{arch}.attention.value_length",)),
     Fact("sliding_window", int, ("attention_chunk_size", "sliding_window"), ("{arch}.attention.sliding_window",)),
     Fact("kv_lora_rank", int, ("kv_lora_rank",), ("{arch}.attention.kv_lora_rank",)),
     Fact("qk_rope_head_dim", int, ("qk_rope_head_dim",), ("{arch}.rope.dimension_count",)),
+    Fact("qk_nope_head_dim", int, ("qk_nope_head_dim",), ()),
     Fact("index_head_dim", int, ("index_head_dim",), ("{arch}.attention.indexer.key_length",)),
     Fact("rope_theta", float, _rope("rope_theta", "rope_theta"), ("{arch}.rope.freq_base",)),
     Fact("rope_type", str, _rope("rope_type", "rope_scaling.type"), ("{arch}.rope.scaling.type",)),
@@ -160,6 +162,9 @@ def _facts(
                 found[fact.name], said[fact.name] = value, full
                 break
     _special_ids(found, said, look, gguf, generation or {})
+    if {"qk_nope_head_dim", "qk_rope_head_dim"} <= found.keys():  # config.json's head_dim is the rotated part, if any
+        found["head_dim"] = found["qk_nope_head_dim"] + found["qk_rope_head_dim"]
+        said["head_dim"] = "qk_nope_head_dim + qk_rope_head_dim"
     for name, (needs, rule, text) in _DERIVED.items():
         if name not in found and all(n in found for n in needs) and (value := rule(*(found[n] for n in needs))):
             found[name], said[name] = value, text

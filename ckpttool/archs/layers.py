@@ -64,11 +64,12 @@ def compression(layers: int, look: Look) -> tuple[tuple[int, ...], str] | None:
     if isinstance(ratios, list) and len(ratios) >= layers and all(type(n) is int and n >= 0 for n in ratios):
         return tuple(ratios[:layers]), "compress_ratios"
     types = look("layer_types")
-    if not isinstance(types, list) or len(types) < layers or not set(types) & set(COMPRESS_RATES):
+    if not isinstance(types, list) or len(types) < layers or not any(t in COMPRESS_RATES for t in map(str, types)):
         return None
     rates = look("compress_rates")
-    told = COMPRESS_RATES | (rates if isinstance(rates, dict) else {})
-    return tuple(told.get(t, 0) for t in types[:layers]), "layer_types, compress_rates"
+    said = rates.items() if isinstance(rates, dict) else ()
+    told = COMPRESS_RATES | {kind: n for kind, n in said if type(n) is int and n > 0}
+    return tuple(told.get(str(t), 0) for t in types[:layers]), "layer_types, compress_rates"
 
 
 def moe_layers(layers: int, look: Look, arch: str) -> tuple[tuple[int, ...], str]:
