@@ -211,3 +211,67 @@ def test_damaged_generation_config_is_an_error(tmp_path: Path) -> None:
     (source / "generation_config.json").write_text(json.dumps([1]))
     with pytest.raises(InputError, match="generation_config"):
         facts_of(open_checkpoint(source))
+
+
+def gguf_of(path: Path, arch: str, numbers: dict[str, Any]) -> ModelFacts:
+    """The facts of a GGUF with these key-values, `arch` before each."""
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in numbers.items():
+        if isinstance(value, list):
+            writer.add_array(f"{arch}.{key}", value)
+        else:
+            writer.add_uint32(f"{arch}.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return facts_of(open_checkpoint(path))
+
+
+MIXTURE = {"block_count": 4, "expert_count": 8, "expert_used_count": 2}
+GGUFS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Mixtral is a llama with experts": (
+        "llama", MIXTURE, {"family": "Mixtral", "moe_layers": (0, 1, 2, 3), "attention": ("full",) * 4},
+    ),
+    "a dense llama is none": ("llama", {"block_count": 4}, {"family": None, "moe_layers": None, "experts": None}),
+    "DeepSeek-V3's latents": (
+        "deepseek2",
+        MIXTURE | {"attention.kv_lora_rank": 512, "rope.dimension_count": 64, "leading_dense_block_count": 3,
+                   "attention.head_count": 128, "attention.head_count_kv": 1, "attention.key_length": 576,
+                   "attention.key_length_mla": 192, "expert_shared_count": 1},
+        {"family": "DeepSeek-V3", "attention": ("mla",) * 4, "moe_layers": (3,), "qk_rope_head_dim": 64,
+         "kv_lora_rank": 512, "head_dim": 192, "shared_experts": 1},
+    ),
+    "GLM-4.5's layers of speculation": (
+        "glm4moe", MIXTURE | {"nextn_predict_layers": 1, "leading_dense_block_count": 1},
+        {"family": "GLM-4.5", "layers": 3, "moe_layers": (1, 2)},
+    ),
+    "Llama-4's chunks": (
+        "llama4", MIXTURE | {"interleave_moe_layer_step": 2},
+        {"family": "Llama-4", "attention": ("chunked", "chunked", "chunked", "full"), "moe_layers": (1, 3),
+         "sliding_window": 8192, "shared_experts": 1},
+    ),
+    "a pattern as a period": (
+        "other", {"block_count": 4, "attention.sliding_window": 128, "attention.sliding_window_pattern": 2},
+        {"family": None, "attention": ("sliding", "full", "sliding", "full")},
+    ),
+    "a pattern by layer": (
+        "other",
+        {"block_count": 3, "attention.sliding_window": 128, "attention.sliding_window_pattern": [True, False, True]},
+        {"attention": ("sliding", "full", "sliding")},
+    ),
+    "heads that differ by layer are no number": (
+        "other", {"block_count": 2, "attention.head_count_kv": [8, 4], "attention.head_count": [8, 8]},
+        {"kv_heads": None, "heads": 8},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arch", "numbers", "wanted"), GGUFS.values(), ids=GGUFS)
+def test_ggufs(arch: str, numbers: dict[str, Any], wanted: dict[str, Any], tmp_path: Path) -> None:
+    f = gguf_of(tmp_path / "x.gguf", arch, numbers)
+    assert {name: getattr(f, name) for name in wanted} == wanted

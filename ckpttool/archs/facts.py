@@ -154,6 +154,7 @@ def _facts(
     arch = look("general.architecture")
     found: dict[str, Any] = {}
     said: dict[str, str] = {}
+    odd: set[str] = set()  # said, but as nothing that we can take: no rule may contradict it
     for fact in FACTS:
         for key in fact.gguf if gguf else fact.config:
             full = key.format(arch=arch)
@@ -161,12 +162,18 @@ def _facts(
             if value is not None:
                 found[fact.name], said[fact.name] = value, full
                 break
+            if look(full) is not None:
+                odd.add(fact.name)
     _special_ids(found, said, look, gguf, generation or {})
     if {"qk_nope_head_dim", "qk_rope_head_dim"} <= found.keys():  # config.json's head_dim is the rotated part, if any
         found["head_dim"] = found["qk_nope_head_dim"] + found["qk_rope_head_dim"]
         said["head_dim"] = "qk_nope_head_dim + qk_rope_head_dim"
     for name, (needs, rule, text) in _DERIVED.items():
-        if name not in found and all(n in found for n in needs) and (value := rule(*(found[n] for n in needs))):
+        if (
+            name not in {*found, *odd}
+            and all(n in found for n in needs)
+            and (value := rule(*(found[n] for n in needs)))
+        ):
             found[name], said[name] = value, text
     if "layers" in found and not found.get("experts"):
         table = None  # all tables are of mixtures; llama.cpp gives Mixtral's name to a dense Llama too
