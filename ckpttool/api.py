@@ -8,12 +8,14 @@ from pathlib import Path
 from ckpttool.checkpoint import open_checkpoint
 from ckpttool.codecs.formats import Recipe
 from ckpttool.containers.shards import parse_size
+from ckpttool.devices import check_asked
 from ckpttool.errors import UsageError
-from ckpttool.execute import Limits, execute
+from ckpttool.execute import execute
 from ckpttool.planner import Plan, make_plan
 from ckpttool.preview import preview
 from ckpttool.reports import Conversion
-from ckpttool.target import MAX_MEMORY, target
+from ckpttool.resources import Limits
+from ckpttool.target import MAX_GPU_MEMORY, MAX_MEMORY, target
 
 __all__ = ["convert", "execute", "limit", "plan", "preview"]
 
@@ -68,6 +70,7 @@ def convert(
     *,
     workers: int | None = None,
     max_memory: Size = MAX_MEMORY,
+    max_gpu_memory: Size = MAX_GPU_MEMORY,
     overwrite: bool = False,
     verify: bool = True,
     device: str = "auto",
@@ -76,35 +79,36 @@ def convert(
 ) -> Conversion:
     """Convert `source` to `target_path` and return the receipt; `options` are those of `plan`.
 
-    `workers` threads (as many as there are cores, where not given) work in at most `max_memory` beside the interpreter.
+    `workers` threads (where not given, as many as there are cores) work in at most `max_memory` beside the interpreter.
+    `device` is "auto", "cpu", "cuda", "cuda:1" or "cuda:0,cuda:1"; each GPU is used up to `max_gpu_memory`.
     `verify` reads back what was written. `progress` is called with the number of bytes just written, from any thread.
 
     Raises:
-        UsageError, InputError: as `plan` does; InputError also for a value that the target cannot hold.
+        UsageError, InputError: as `plan` does; UsageError also for a device that is not there, InputError for a value
+            that the target cannot hold.
         LocalIOError: TARGET exists, the disk is full, another conversion writes there.
-        LimitError: `max_memory` is too small for one slab.
+        LimitError: `max_memory` or `max_gpu_memory` is too small for one slab.
     """
-    limits = limit(device=device, workers=workers, max_memory=max_memory)
+    limits = limit(device=device, workers=workers, max_memory=max_memory, max_gpu_memory=max_gpu_memory)
     made = plan(source, target_path, **options)  # type: ignore[arg-type]
     return execute(made, limits, overwrite=overwrite, verify=verify, progress=progress)
 
 
-def limit(*, device: str = "auto", workers: int | None = None, max_memory: Size = MAX_MEMORY) -> Limits:
+def limit(
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    max_memory: Size = MAX_MEMORY,
+    max_gpu_memory: Size = MAX_GPU_MEMORY,
+) -> Limits:
     """What a conversion may use of this machine.
 
     Raises:
-        UsageError: a device that this version cannot use, no sensible size.
+        UsageError: no word for a device, no sensible size.
     """
-    _check_device(device)
-    return Limits(workers, _bytes(max_memory, "max_memory") or MAX_MEMORY)
-
-
-def _check_device(device: str) -> None:
-    if device in ("auto", "cpu"):
-        return
-    if device == "cuda" or device.startswith("cuda:"):
-        raise UsageError(f"--device {device}: this version works on the CPU alone", hint="use --device cpu")
-    raise UsageError(f"--device {device}: unknown", hint="use --device auto or cpu")
+    check_asked(device)
+    memory = _bytes(max_memory, "max_memory") or MAX_MEMORY
+    return Limits(workers, memory, device, _bytes(max_gpu_memory, "max_gpu_memory") or MAX_GPU_MEMORY)
 
 
 def _bytes(size: Size | None, option: str) -> int | None:

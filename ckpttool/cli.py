@@ -105,10 +105,11 @@ def cli(context: click.Context) -> None:
     **_words("auto", "cpu", "cuda", "cuda:N"),
     default="auto",
     show_default=True,
-    help="Where to compute; this version: cpu.",
+    help="Where to compute: cores, or NVIDIA GPUs (cuda:0,cuda:1: both; needs the [torch] extra). auto measures.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Threads. Default: one for each core.")
 @click.option("--max-memory", default="512MB", show_default=True, metavar="SIZE", help="Memory to work in.")
+@click.option("--max-gpu-memory", default="2GB", show_default=True, metavar="SIZE", help="The same of each GPU.")
 @click.option("--max-shard-size", metavar="SIZE", help="Default: 5GB for safetensors; a GGUF is one file.")
 @click.option(
     "--reference", type=click.Path(), metavar="DIR", help="Take missing config, tokenizer, template, licence from DIR."
@@ -123,6 +124,7 @@ def convert(
     target: str,
     workers: int | None,
     max_memory: str,
+    max_gpu_memory: str,
     device: str,
     dry_run: bool,
     overwrite: bool,
@@ -138,7 +140,7 @@ def convert(
     """
     from ckpttool import api, render
 
-    limits = api.limit(device=device, workers=workers, max_memory=max_memory)
+    limits = api.limit(device=device, workers=workers, max_memory=max_memory, max_gpu_memory=max_gpu_memory)
     plan = api.plan(source, target, **options)
     if dry_run:
         render.show_plan(api.preview(plan, limits, overwrite=overwrite), as_json)
@@ -195,6 +197,40 @@ def estimate(source: str, as_json: bool, debug: bool, **options: Any) -> None:
     from ckpttool import estimator, render
 
     render.show_estimate(estimator.estimate(source, **options), as_json)
+
+
+DOCTOR_EPILOG = f"""\b
+Examples:
+  ckpttool doctor gpt-oss-20b                             will it run here, and how
+  ckpttool doctor gpt-oss-120b --gpu L4                   and there
+  ckpttool doctor --gpu B200 --with triton=3.3            gpt-oss in MXFP4 in general, with another triton
+  ckpttool doctor gpt-oss-20b --python ~/venv/bin/python --require native
+  vllm serve gpt-oss-20b 2>&1 | ckpttool doctor gpt-oss-20b --log -
+
+{EXITS}
+1 here: --require native, and an installed runtime takes another path."""
+
+
+@cli.command(epilog=DOCTOR_EPILOG)
+@click.argument("source", type=click.Path(), required=False)
+@click.option("--gpu", metavar="NAME|sm_N|cpu", help="Take this GPU for what is here: T4, A100, H100, sm_120, MI300X ...")
+@click.option("--python", type=click.Path(), metavar="PATH", help="Look at this interpreter's or environment's packages.")
+@click.option("--with", "extra", multiple=True, metavar="PKG=VERSION", help="As if it were installed; none: as if not.")
+@click.option("--log", type=click.Path(allow_dash=True), metavar="FILE|-", help="Look for known messages in a log.")
+@click.option("--require", **_words("native"), help="Exit 1 unless every installed runtime takes this path.")
+@_shared
+def doctor(source: str | None, as_json: bool, debug: bool, **options: Any) -> None:
+    """Say whether the checkpoint SOURCE runs here, on which path in each runtime, and if not well, what to type.
+
+    Without SOURCE it is about gpt-oss in MXFP4 in general.
+    """
+    from ckpttool import render
+    from ckpttool.doctor import diagnosis
+
+    report = diagnosis.diagnose(source, **options)
+    render.show_doctor(report, as_json)
+    if not report.ok:
+        sys.exit(1)
 
 
 DIFF_EPILOG = f"""\b

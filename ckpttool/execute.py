@@ -13,11 +13,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar
 
-from ckpttool import workplace
+import numpy as np
+
+from ckpttool import devices, workplace
 from ckpttool.codecs import cpu
+from ckpttool.codecs.transcode import Bytes
 from ckpttool.commit import sync_folder
 from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.source import LocalFile, LocalTarget
@@ -29,26 +34,21 @@ from ckpttool.preflight import check_target
 from ckpttool.readback import Stretch, read_back, stretches
 from ckpttool.receipt import Outcome, receipt
 from ckpttool.reports import Conversion, dump
+from ckpttool.resources import Limits, Resources, resources
 from ckpttool.sidecars import write_sidecar
 from ckpttool.slabwork import Phases, Worker
 from ckpttool.steps import target_ranges
 
+if TYPE_CHECKING:
+    from ckpttool.codecs.gpu_link import Lane
+
+T = TypeVar("T")
+
+PREALLOCATED_AT_ONCE = 16
+"""Files: file systems in memory clear the pages, which takes them as long as writing does."""
+
 Progress = Callable[[int], None]
 """Called with the bytes that have just been written, from any thread."""
-
-MOST_WORKERS = 256
-"""More threads than any disk or memory has use for."""
-
-RESERVE = 24_000_000
-"""Memory kept beside the slabs: the read-back's buffer, threads, the journal."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a conversion may use: threads (None: as many as there are cores), and memory in bytes."""
-
-    workers: int | None
-    max_memory: int
 
 
 def execute(
@@ -64,10 +64,10 @@ def execute(
     Raises:
         InputError: a value in the source that the target cannot hold; TARGET is as it was.
         LocalIOError: TARGET exists, the disk is full, another run works on it, what was read back differs.
-        LimitError: not even one slab fits into the memory allowed.
+        LimitError: not even one slab fits into the memory allowed, or the GPU has not as much.
     """
     begun = perf_counter()
-    count = worker_count(plan, limits)
+    using = resources(plan, limits)
     place = plan.place
     settled = workplace.settle(plan, verify=verify)
     if settled is not None:
@@ -76,7 +76,7 @@ def execute(
     with workplace.locked(place):
         done = workplace.resumed(plan)
         try:
-            conversion = _convert(plan, done, count, verify, progress, begun)
+            conversion = _convert(plan, done, using, verify, progress, begun)
         except (InputError, CheckFailed):
             workplace.discard(place)  # the same source and options would fail the same way again
             raise
@@ -89,19 +89,6 @@ def execute(
             raise error from e
         workplace.commit(plan, overwrite=overwrite)
     return conversion
-
-
-def worker_count(plan: Plan, limits: Limits) -> int:
-    """How many threads may work at once: as many as asked for (or as there are cores), as memory allows.
-
-    Raises:
-        LimitError: not even one slab fits.
-    """
-    fits = (limits.max_memory - RESERVE) // max(1, plan.slab_nbytes)
-    if fits < 1:
-        need = -(-(plan.slab_nbytes + RESERVE) // 1_000_000)
-        raise LimitError(f"the largest slab needs {need} MB", hint=f"give --max-memory {need}MB or more")
-    return max(1, min(limits.workers or os.cpu_count() or 1, fits, len(plan.slabs), MOST_WORKERS))
 
 
 @dataclass
@@ -117,12 +104,16 @@ class _Run:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
-        self.todo = iter([i for i in range(len(self.plan.slabs)) if i not in self.done])
+        self.todo = iter([i for i in _in_turns(self.plan) if i not in self.done])
 
     def next_slab(self) -> int | None:
         """The next slab for a thread; None when there is none, or the run has failed."""
+        return self.taken(self.todo)
+
+    def taken(self, items: Iterator[T]) -> T | None:
+        """The next of `items`, which threads share; None when there is none, or the run has failed."""
         with self.changed:
-            return None if self.failure else next(self.todo, None)
+            return None if self.failure else next(items, None)
 
     def finish(self, entry: Entry) -> None:
         """Write down a slab that is done."""
@@ -156,7 +147,7 @@ class _Run:
 
 
 def _convert(
-    plan: Plan, done: dict[int, Entry], count: int, verify: bool, progress: Progress, begun: float
+    plan: Plan, done: dict[int, Entry], using: Resources, verify: bool, progress: Progress, begun: float
 ) -> Conversion:
     """Make all files, receipt included, in the folder of the unfinished conversion; `begun` is when the run did."""
     place = plan.place
@@ -166,21 +157,22 @@ def _convert(
         stack.callback(journal.close)
         sources = {f.name: stack.enter_context(LocalFile(f.path, f.name)) for f in plan.source.files}
         checks = _checks(plan)
-        targets = _prepared(plan, checks, stack)
+        targets, buffers = _prepared(plan, checks, using, stack)
         prepared = perf_counter()
         run = _Run(plan, done, journal, progress)
         for entry in done.values():
             progress(plan.written_nbytes(entry.slab))
-        workers = [Worker(sources, targets, plan.target.lossless, plan.slab_nbytes) for _ in range(count)]
+        workers = [Worker(sources, targets, plan.target.lossless, *buffer) for buffer in buffers]
         hashes: dict[str, str] = {}
         bodies = [run.guarded(lambda w=w: _work(run, w)) for w in workers]  # type: ignore[misc]
         if verify:
-            bodies.append(run.guarded(lambda: _read_back(run, targets, checks, hashes)))
+            unread = iter(checks.items())
+            bodies += [run.guarded(lambda: _read_back(run, targets, unread, hashes))] * using.readers
         _in_threads(run, bodies)
         _require_unchanged(plan)
         worked = perf_counter()
         sidecars = {s.name: write_sidecar(s, place.staged, verify=verify) for s in plan.sidecars}
-        outcome = Outcome(run.done, checks, hashes if verify else None, sidecars, resumed, count)
+        outcome = Outcome(run.done, checks, hashes if verify else None, sidecars, resumed, using)
         _sync(place, targets.values())
         ended = perf_counter()
         outcome.seconds = {
@@ -208,14 +200,36 @@ def _require_unchanged(plan: Plan) -> None:
             raise InputError("has changed while it was converted", file=f.name, hint="give the same command again")
 
 
-def _prepared(plan: Plan, checks: dict[str, list[Stretch]], stack: contextlib.ExitStack) -> dict[str, LocalTarget]:
-    """All target files, preallocated, while the kernels are being loaded: the one waits for the disk, the other not."""
-    with ThreadPoolExecutor(4) as pool:
+def _prepared(
+    plan: Plan, checks: dict[str, list[Stretch]], using: Resources, stack: contextlib.ExitStack
+) -> tuple[dict[str, LocalTarget], list[tuple[Bytes, Lane | None]]]:
+    """All target files, preallocated, while kernels and GPUs are made ready: only the files wait for the disk."""
+    with ThreadPoolExecutor(PREALLOCATED_AT_ONCE) as pool:
         made = {f.name: pool.submit(_made, plan.place.staged / f.name, f, checks[f.name]) for f in plan.files}
-        cpu.load()
-        for file in made.values():
-            stack.callback(_close, file)
-    return {name: file.result() for name, file in made.items()}
+        try:
+            cpu.load()
+            buffers = _buffers(using, stack)
+        finally:
+            for file in made.values():
+                stack.callback(_close, file)
+    return {name: file.result() for name, file in made.items()}, buffers
+
+
+def _buffers(using: Resources, stack: contextlib.ExitStack) -> list[tuple[Bytes, Lane | None]]:
+    """What each thread works with: a buffer, and where GPUs compute, for which it is then pinned, a lane to one."""
+    whole = np.empty((using.workers, using.buffer_nbytes), np.uint8)
+    if not using.devices.are_gpus:
+        return [(buffer, None) for buffer in whole]
+    from ckpttool.codecs.gpu_link import Lane, pinned
+
+    found = devices.cards(",".join(using.devices.names))
+    try:
+        stack.enter_context(pinned(whole, found[0]))
+        return [(buffer, Lane(found[i % len(found)], buffer)) for i, buffer in enumerate(whole)]
+    except RuntimeError as e:  # torch's own word for memory that is not to be had, of the GPU or to be locked
+        said = str(e).strip().splitlines()[0]
+        hint = "give a smaller --max-memory or --max-gpu-memory, or --device cpu"
+        raise LimitError(f"{', '.join(using.devices.names)}: {said}", hint=hint) from e
 
 
 def _close(file: Future[LocalTarget]) -> None:
@@ -236,6 +250,18 @@ def _made(path: Path, layout: FileLayout, checks: Iterable[Stretch]) -> LocalTar
     return file
 
 
+def _in_turns(plan: Plan) -> Iterable[int]:
+    """Slabs of one target file after the other, in turns.
+
+    Linux lets one thread at a time write to a file, so several files take several times the bytes; and a file's sha256
+    has to go from its begin to its end, so several are hashed in a fraction of the time.
+    """
+    of_file: dict[str, list[int]] = {f.name: [] for f in plan.files}
+    for i, slab in enumerate(plan.slabs):
+        of_file[target_ranges(plan.steps[slab.step], slab)[0].file].append(i)
+    return (i for turn in zip_longest(*of_file.values()) for i in turn if i is not None)
+
+
 def _work(run: _Run, worker: Worker) -> None:
     while (index := run.next_slab()) is not None:
         slab = run.plan.slabs[index]
@@ -253,9 +279,14 @@ def _checks(plan: Plan) -> dict[str, list[Stretch]]:
 
 
 def _read_back(
-    run: _Run, targets: dict[str, LocalTarget], checks: dict[str, list[Stretch]], hashes: dict[str, str]
+    run: _Run,
+    targets: dict[str, LocalTarget],
+    unread: Iterator[tuple[str, list[Stretch]]],
+    hashes: dict[str, str],
 ) -> None:
-    for name, found in checks.items():
+    """Read back one file after the other of those that no other thread has taken."""
+    while (taken := run.taken(unread)) is not None:
+        name, found = taken
         sha256 = read_back(targets[name], found, run.crc)
         if sha256 is None:
             return

@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from ckpttool import __version__
 from ckpttool.archs import Arch, Dialect, arches
@@ -54,11 +53,6 @@ class Plan:
     def tensor_nbytes(self) -> int:
         """Bytes of all tensors to write."""
         return sum(t.nbytes for f in self.files for t in f.tensors)
-
-    @cached_property
-    def slab_nbytes(self) -> int:
-        """Memory that the largest slab needs."""
-        return max((self.steps[s.step].slab_nbytes(s) for s in self.slabs), default=0)
 
     def written_nbytes(self, index: int) -> int:
         """Bytes that slab number `index` writes."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 
-from ckpttool.execute import RESERVE, Limits, worker_count
 from ckpttool.planner import Plan
 from ckpttool.preflight import check_target
 from ckpttool.reports import PlannedFile, PlanReport, StepCount
+from ckpttool.resources import Limits, resources
 from ckpttool.steps import Fidelity
 
 
@@ -18,8 +18,9 @@ def preview(plan: Plan, limits: Limits, *, overwrite: bool = False) -> PlanRepor
     Raises:
         LocalIOError: TARGET exists, too little disk.
         LimitError: too little memory.
+        UsageError: a device that cannot be used.
     """
-    workers = worker_count(plan, limits)
+    using = resources(plan, limits)
     check_target(plan, overwrite)
     counts: Counter[tuple[str, str, str, str]] = Counter()
     nbytes: Counter[tuple[str, str, str, str]] = Counter()
@@ -43,9 +44,12 @@ def preview(plan: Plan, limits: Limits, *, overwrite: bool = False) -> PlanRepor
         plan.nbytes,
         tuple(StepCount(*key, n, nbytes[key]) for key, n in sorted(counts.items())),
         {str(f): fidelity[f] for f in Fidelity},
-        workers,
+        using.devices.names,
+        using.devices.why,
+        using.workers,
         len(plan.slabs),
-        workers * plan.slab_nbytes + RESERVE,
+        using.memory,
+        using.gpu_memory,
         tuple(asdict(a) for a in plan.assumed),
         plan.notes,
         plan.digest,

@@ -16,6 +16,7 @@ from ckpttool.memory import peak_rss
 from ckpttool.planner import Plan
 from ckpttool.readback import Stretch
 from ckpttool.reports import Conversion, FileReceipt, TensorReceipt
+from ckpttool.resources import Resources
 from ckpttool.sidecars import Written
 from ckpttool.steps import ByteRange, Fidelity, Kind, Step, target_ranges
 
@@ -29,7 +30,7 @@ class Outcome:
     hashes: Mapping[str, str] | None
     sidecars: Mapping[str, Written]
     resumed: int
-    workers: int
+    using: Resources
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -83,11 +84,12 @@ def _run(plan: Plan, outcome: Outcome) -> dict[str, Any]:
             "written": plan.nbytes,
             "read_back": sum(f.size for f in plan.files) if outcome.hashes is not None else 0,
         },
-        "workers": outcome.workers,
+        "workers": outcome.using.workers,
+        "devices": list(outcome.using.devices.names),
         "slabs": len(plan.slabs),
         "slabs_resumed": outcome.resumed,
         "peak_memory": peak_rss(),
-        "versions": _versions(),
+        "versions": _versions(["numpy", "numba", *(["torch", "triton"] if outcome.using.devices.are_gpus else [])]),
     }
 
 
@@ -146,7 +148,7 @@ def _counted(items: Iterable[str]) -> dict[str, int]:
     return {str(f): found[f] for f in Fidelity}
 
 
-def _versions() -> dict[str, str]:
-    """What took part: the interpreter, and those libraries that were loaded and say who they are."""
-    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in ("numpy", "numba")}
+def _versions(libraries: Iterable[str]) -> dict[str, str]:
+    """What took part: the interpreter, and those of `libraries` that were loaded and say who they are."""
+    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in libraries}
     return {"python": platform.python_version()} | {name: str(v) for name, v in loaded.items() if v}

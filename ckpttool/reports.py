@@ -90,7 +90,10 @@ class StepCount:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What a conversion would do; `peak_memory` is in bytes, above that of the interpreter."""
+    """What a conversion would do, where, and why there.
+
+    `peak_memory` is in bytes, above that of the interpreter (with torch, where GPUs compute); `gpu_memory` of each GPU.
+    """
 
     schema: str
     source: str
@@ -103,9 +106,12 @@ class PlanReport:
     nbytes: int
     steps: tuple[StepCount, ...]
     fidelity: Mapping[str, int]
+    devices: tuple[str, ...]
+    devices_why: str
     workers: int
     slabs: int
     peak_memory: int
+    gpu_memory: int
     assumed: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
     digest: str

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ckpttool.codecs.reference import BAD_KINDS, BadBlock
 from ckpttool.codecs.transcode import Bytes, Counts, Operand, transcode
 from ckpttool.containers.source import LocalFile, LocalTarget
 from ckpttool.crc import crc32
-from ckpttool.errors import CheckFailed, InputError
+from ckpttool.errors import CheckFailed, InputError, LocalIOError
 from ckpttool.journal import Entry
-from ckpttool.steps import ByteRange, Kind, Side, Slab, Step, target_ranges
+from ckpttool.steps import ByteRange, Kind, Side, Slab, Step, for_gpu, target_ranges
+
+if TYPE_CHECKING:
+    from ckpttool.codecs.gpu_link import Lane
 
 ALIGNMENT = 64
 """Where a slab's output begins in the buffer: kernels view bytes as wider numbers."""
@@ -60,16 +63,22 @@ def lay(side: Side, slab: Slab, step: Step, buffer: Bytes) -> Laid:
 
 
 class Worker:
-    """Works slabs one after the other; one for each thread."""
+    """Works slabs one after the other; one for each thread. While it waits for a GPU, others read and write."""
 
     def __init__(
-        self, sources: Mapping[str, LocalFile], targets: Mapping[str, LocalTarget], lossless: bool, room: int
+        self,
+        sources: Mapping[str, LocalFile],
+        targets: Mapping[str, LocalTarget],
+        lossless: bool,
+        buffer: Bytes,
+        lane: Lane | None = None,
     ) -> None:
-        """`room` is the most bytes that a slab's input and output need together."""
+        """`buffer` holds the input and output of any slab; a `lane` to a GPU is one for slabs that lie in it."""
         self._sources = sources
         self._targets = targets
         self._lossless = lossless
-        self._buffer = np.empty(room + ALIGNMENT, np.uint8)
+        self._buffer = buffer
+        self._lane = lane
         self.phases = Phases()
 
     def work(self, index: int, slab: Slab, step: Step) -> Entry:
@@ -77,6 +86,7 @@ class Worker:
 
         Raises:
             InputError: a value that the target cannot hold, with tensor, expert and row.
+            LocalIOError: a file or the GPU failed.
         """
         begun = perf_counter()
         source = lay(step.source, slab, step, self._buffer)
@@ -86,9 +96,9 @@ class Worker:
         target = source
         changed: Counts = (0,)
         if not (step.kind is Kind.copy and step.same_layout):
-            used = -(-sum(view.nbytes for _, view in source.pieces) // ALIGNMENT) * ALIGNMENT
-            target = lay(step.target, slab, step, self._buffer[used:])
-            changed = _transcoded(source.operand, target.operand, slab, step)
+            target = lay(step.target, slab, step, self._buffer[behind(source) :])
+            with _naming(slab, step):
+                changed = self._transcoded(source.operand, target.operand, step)
         if any(changed) and self._lossless:
             raise _lossless_error(step, sum(changed))
         computed = perf_counter()
@@ -96,16 +106,32 @@ class Worker:
         for at, (_, view) in zip(target_ranges(step, slab), target.pieces, strict=True):
             self._targets[at.file].writeall(at.offset, view.data)
             crcs.append(crc32(view.data))
-        done = perf_counter()
         self.phases.read += read - begun
         self.phases.compute += computed - read
-        self.phases.write += done - computed
+        self.phases.write += perf_counter() - computed
         return Entry(index, tuple(crcs), changed)
 
+    def _transcoded(self, source: Operand, target: Operand, step: Step) -> Counts:
+        if self._lane is None or not for_gpu(step):
+            return transcode(source, target, step.recipe)
+        try:
+            self._lane.transcode(source, target, step.recipe)
+        except RuntimeError as e:  # torch's only word for whatever happens to a GPU
+            said = str(e).strip().splitlines()[0]
+            raise LocalIOError(f"{self._lane.device} failed: {said}", hint="--device cpu does without it") from e
+        return (0,)
 
-def _transcoded(source: Operand, target: Operand, slab: Slab, step: Step) -> Counts:
+
+def behind(source: Laid) -> int:
+    """Where in its buffer a slab's output begins: behind the input, aligned."""
+    return -(-sum(view.nbytes for _, view in source.pieces) // ALIGNMENT) * ALIGNMENT
+
+
+@contextlib.contextmanager
+def _naming(slab: Slab, step: Step) -> Iterator[None]:
+    """A bad block in `slab` as an error with its tensor, expert and row."""
     try:
-        return transcode(source, target, step.recipe)
+        yield
     except BadBlock as bad:
         expert, row = divmod(slab.start + bad.row, step.expert_rows)
         part = step.parts[bad.part]

@@ -135,6 +135,11 @@ class Step:
         return len(self.parts) * self.rows * sum(self.target.codec.row_nbytes(self.row_length))
 
     @property
+    def source_nbytes(self) -> int:
+        """Bytes that the step reads."""
+        return len(self.parts) * self.rows * sum(self.source.codec.row_nbytes(self.row_length))
+
+    @property
     def same_layout(self) -> bool:
         """Whether both sides lie alike, so that bytes or elements may be taken one after the other."""
         return (self.source.transposed, self.source.zipped) == (self.target.transposed, self.target.zipped)
@@ -163,9 +168,17 @@ class Step:
             for row in range(start, stop, size):
                 yield Slab(index, row, min(row + size, stop))
 
-    def slab_nbytes(self, slab: Slab) -> int:
-        """Bytes of memory while `slab` is worked on."""
-        return (slab.stop - slab.start) * self._row_nbytes() + self.scratch_nbytes(slab)
+    def io_nbytes(self, slab: Slab) -> int:
+        """Bytes that `slab` reads and writes."""
+        return (slab.stop - slab.start) * self._row_nbytes()
+
+
+def for_gpu(step: Step) -> bool:
+    """Whether a GPU does the step: it makes, reads or permutes MXFP4. What only moves or widens stays on the host."""
+    source, target = step.source.codec, step.target.codec
+    if step.kind is Kind.dequantize:
+        return source.format == MXFP4 and target.name in ("BF16", "F32")
+    return target.format == MXFP4 and step.kind in (Kind.quantize, Kind.repack)
 
 
 def target_ranges(step: Step, slab: Slab) -> list[ByteRange]:

@@ -37,6 +37,7 @@ K_QUANT = re.compile(r"q[2-6]_k(_[sml])?|iq[1-4]_(x{0,2}s|m)|tq[12]_0", re.IGNOR
 """llama-quantize's words for formats with blocks of 256 elements."""
 
 MAX_MEMORY = 512_000_000
+MAX_GPU_MEMORY = 2_000_000_000
 
 
 @dataclass(frozen=True)

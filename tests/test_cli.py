@@ -64,7 +64,7 @@ def listed(folder: Path) -> dict[str, int]:
 OPTIONS = {
     "convert": {
         "--to", "--experts", "--outtype", "--dtype", "--recipe", "--scale-rule", "--ties", "--lossless", "--device",
-        "--workers", "--max-memory", "--max-shard-size", "--reference", "--model-name", "--dry-run", "--json",
+        "--workers", "--max-memory", "--max-gpu-memory", "--max-shard-size", "--reference", "--model-name", "--dry-run", "--json",
         "--overwrite", "--no-verify", "--debug",
     },
     "inspect": {"--json", "--debug"},
@@ -174,8 +174,9 @@ def wanted_others(outtype: str | None, dtype: str | None) -> str:
         (("--to", "q4_k_m"), "type --to gguf --outtype mxfp4_moe"),
         ((), "give --to {bf16,mxfp4,openai,gguf}, or a TARGET that ends in .gguf"),
         (("--to", "bf16", "--recipe", "nice"), "choose one of best, ocp, even, rceil, transformers, modelopt, llama"),
-        (("--to", "bf16", "--device", "cuda:0"), "use --device cpu"),
-        (("--to", "bf16", "--device", "tpu"), "use --device auto or cpu"),
+        (("--to", "bf16", "--device", "cuda:0,cuda:0"), "name each once"),
+        (("--to", "bf16", "--device", "tpu"), "use auto, cpu, cuda, cuda:1 or cuda:0,cuda:1"),
+        (("--to", "bf16", "--max-gpu-memory", "some"), "write for example 512MB, 5GB"),
         (("--to", "bf16", "--workers", "0"), "ckpttool convert --help shows what there is"),
         (("--to", "bf16", "--workers", "two"), "ckpttool convert --help shows what there is"),
         (("--to", "bf16", "--max-memory", "lots"), "write for example 512MB, 5GB"),

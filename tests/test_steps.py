@@ -22,6 +22,7 @@ from ckpttool.codecs.formats import (
     ggml_codec,
 )
 from ckpttool.planner import Plan
+from ckpttool.resources import resources
 from ckpttool.steps import ByteRange, Fidelity, Kind, kind_of, target_ranges
 
 SMALL = Sizes(layers=2, experts=3, hidden=64, intermediate=96)
@@ -85,7 +86,11 @@ def test_a_slab_is_small_unless_an_expert_is_not(
         assert (slab.stop - slab.start) * row <= max(5_000, unit * row)
         if unit > 1:
             assert slab.start % unit == 0 == slab.stop % unit
-        assert step.slab_nbytes(slab) <= plan.slab_nbytes
+        assert (
+            step.io_nbytes(slab)
+            == (slab.stop - slab.start) * row
+            <= resources(plan, api.limit(device="cpu")).buffer_nbytes
+        )
 
 
 def test_steps_zip_what_either_side_interleaves(sources: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""Slabs over the link to a GPU and back, as many at once as threads bring.
+
+A thread has pinned memory of its own, a stream, and room on the card that mirrors its memory byte for byte: a view of
+the one is a view of the other, and each way is one copy. Streams of several threads share the card's two copy engines
+and its multiprocessors, so that slabs come, are computed and go at the same time.
+
+What a slab of one shape takes, copies and kernels, is recorded once as a CUDA graph. Playing it is a single call, where
+each of its parts would be several that let another thread have the interpreter, and wait to get it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ckpttool.codecs import gpu
+from ckpttool.codecs.formats import Recipe
+from ckpttool.codecs.transcode import Bytes, Operand
+
+PORTABLE = 1
+"""cudaHostRegisterPortable: pinned for every card, not only for the current one."""
+
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+"""Tensor types by width: kernels go by bits, and take these for any plain format."""
+
+LAUNCHING = threading.Lock()
+"""Held while kernels are launched, on whichever card: so that each is compiled once."""
+
+SAMPLE_NBYTES = 64 << 20
+"""What `link_rate` sends: long enough for the link's full speed."""
+
+
+@contextlib.contextmanager
+def pinned(buffer: Bytes, device: torch.device) -> Iterator[None]:
+    """`buffer` as memory that a GPU copies from and to by itself, while the block lasts.
+
+    Registered as it is: torch's own pinned allocator rounds up to a power of two.
+
+    Raises:
+        RuntimeError: the system does not allow so much locked memory.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = buffer.ctypes.data
+    torch.cuda.check_error(int(runtime.cudaHostRegister(address, buffer.nbytes, PORTABLE)))
+    try:
+        yield
+    finally:
+        torch.cuda.check_error(int(runtime.cudaHostUnregister(address)))
+
+
+def link_rate(device: torch.device) -> float:
+    """Bytes a second from pinned memory to `device`: the best of three copies."""
+    host = np.zeros(SAMPLE_NBYTES, np.uint8)
+    target = torch.empty(SAMPLE_NBYTES, dtype=torch.uint8, device=device)
+    with pinned(host, device), torch.cuda.device(device):
+        milliseconds: list[float] = []
+        for _ in range(4):
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begun.record()
+            target.copy_(torch.from_numpy(host), non_blocking=True)
+            ended.record()
+            ended.synchronize()
+            milliseconds.append(begun.elapsed_time(ended))
+    return SAMPLE_NBYTES / min(milliseconds[1:]) * 1e3
+
+
+class Lane:
+    """One thread's way to a GPU and back. A RuntimeError of torch, of whatever kind, means that the GPU has failed."""
+
+    def __init__(self, device: torch.device, host: Bytes) -> None:
+        """`host` is pinned: slabs are laid out in it, from its begin on.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU has too little memory.
+        """
+        self.device = device
+        self._host = host
+        cuda = device.type == "cuda"
+        # Where Triton interprets, the CPU's streams and events do nothing, and all is done at once.
+        self._module: Any = torch.cuda if cuda else torch.cpu
+        self._stream: Any = torch.cuda.Stream(device) if cuda else torch.cpu.Stream()  # type: ignore[no-untyped-call]
+        # An event that waits asleep leaves the core to the threads that read and write.
+        self._done: Any = self._module.Event(**({"blocking": True} if cuda else {}))
+        self._room = torch.empty(host.nbytes, dtype=torch.uint8, device=device)
+        self._status = gpu.new_status(device)
+        self._noted = torch.empty(1, dtype=torch.int64, pin_memory=cuda)
+        self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
+        if cuda:
+            torch.cuda.synchronize(device)
+
+    def transcode(self, source: Operand, target: Operand, recipe: Recipe | None) -> None:
+        """Fill `target` from `source`, both of them views of the pinned memory, on the GPU.
+
+        Raises:
+            BadBlock: as `transcode.transcode` does.
+        """
+        shape = (_shape(source), _shape(target), recipe)
+        with self._module.stream(self._stream):
+            if shape in self._graphs:
+                self._graphs[shape].replay()
+            else:
+                with LAUNCHING:
+                    self._enqueue(source, target, recipe)
+            self._done.record(self._stream)
+            self._done.synchronize()
+            if shape not in self._graphs and self.device.type == "cuda":
+                with LAUNCHING:
+                    self._graphs[shape] = self._recorded(source, target, recipe)
+        scales = (target if source.codec.is_plain else source).blocks_and_scales[1]
+        gpu.raise_bad(self._noted, *scales.shape[1:])
+
+    def _recorded(self, source: Operand, target: Operand, recipe: Recipe | None) -> torch.cuda.CUDAGraph:
+        """A graph of `_enqueue`, whose kernels are compiled by now."""
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")  # other threads go on using the GPU
+        try:
+            self._enqueue(source, target, recipe)
+        finally:
+            graph.capture_end()
+        return graph
+
+    def _enqueue(self, source: Operand, target: Operand, recipe: Recipe | None) -> None:
+        begin, end = self._span(source)
+        self._room[begin:end].copy_(torch.from_numpy(self._host[begin:end]), non_blocking=True)
+        self._launch(source, target, recipe)
+        begin, end = self._span(target)
+        torch.from_numpy(self._host[begin:end]).copy_(self._room[begin:end], non_blocking=True)
+        self._noted.copy_(self._status, non_blocking=True)
+
+    def _span(self, operand: Operand) -> tuple[int, int]:
+        """Where the operand's bytes begin and end in the memory: its fields lie one after the other."""
+        starts = [f.ctypes.data - self._host.ctypes.data for f in operand.fields]
+        return min(starts), max(start + f.nbytes for start, f in zip(starts, operand.fields, strict=True))
+
+    def _launch(self, source: Operand, target: Operand, recipe: Recipe | None) -> None:
+        a, b = source.codec, target.codec
+        if a.is_plain:
+            assert recipe is not None
+            quantize = gpu.quantize_columns if source.transposed else gpu.quantize_rows
+            x, (blocks, scales) = self._there(source.elements), map(self._there, target.blocks_and_scales)
+            quantize(x, a.name, recipe, b.packing, blocks, scales, self._status)
+            return
+        blocks, scales = map(self._there, source.blocks_and_scales)
+        if b.is_plain:
+            dequantize = gpu.dequantize_columns if target.transposed else gpu.dequantize_rows
+            dequantize(blocks, scales, a.packing, self._there(target.elements), b.name, self._status)
+        else:
+            out_blocks, out_scales = map(self._there, target.blocks_and_scales)
+            gpu.repack(blocks, scales, a.packing, out_blocks, out_scales, b.packing)
+
+    def _there(self, view: NDArray[Any]) -> torch.Tensor:
+        """The same bytes of the room on the GPU as `view` has of the pinned memory, in the same shape."""
+        n = view.itemsize
+        offset = (view.ctypes.data - self._host.ctypes.data) // n
+        return self._room.view(WORDS[n]).as_strided(view.shape, [s // n for s in view.strides], offset)
+
+
+def _shape(operand: Operand) -> object:
+    """What makes two operands alike to the kernels: codec, shapes and strides."""
+    return operand.codec, operand.transposed, tuple((f.shape, f.strides) for f in operand.fields)

@@ -1,0 +1,156 @@
+"""Where steps are computed: what may be asked for, what is said where it cannot be had, and how `auto` decides."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+from builders import Model, Sizes
+
+from ckpttool import api, devices
+from ckpttool.devices import Devices
+from ckpttool.errors import UsageError
+from ckpttool.planner import Plan
+
+CPU = ("cpu",)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
+    return builders.write(model, tmp_path_factory.mktemp("source") / "hf", "hf")
+
+
+@pytest.fixture
+def plan(source: Path, tmp_path: Path) -> Plan:
+    return api.plan(source, tmp_path / "out", to="bf16")
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_has_gpu", lambda: True)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+
+
+@pytest.mark.parametrize("asked", ["auto", "cpu", "cuda", "cuda:0", "cuda:11", "cuda:0,cuda:1,cuda:2"])
+def test_words_for_devices(asked: str) -> None:
+    devices.check_asked(asked)
+    assert api.limit(device=asked).device == asked
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cpu,cuda", "auto,cuda:0", "cuda:0;cuda:1", "cuda,"]
+)
+def test_no_words_for_devices(asked: str) -> None:
+    with pytest.raises(UsageError, match="unknown"):
+        api.limit(device=asked)
+
+
+def test_a_device_named_twice() -> None:
+    with pytest.raises(UsageError, match="twice"):
+        api.limit(device="cuda:1,cuda:1")
+
+
+@pytest.mark.parametrize("missing", ["torch", "triton"])
+def test_without_its_extra_it_says_what_to_install(
+    missing: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, with_gpu: None
+) -> None:
+    without(monkeypatch, missing)
+    with pytest.raises(UsageError, match=f"--device cuda needs {missing}, which is not installed") as caught:
+        devices.choose("cuda", plan, 1)
+    assert caught.value.hint == "pip install 'ckpttool[torch]'"
+    chosen = devices.choose("auto", plan, 1)
+    assert chosen == Devices(CPU, f"there is a GPU, but {missing} is not installed: pip install 'ckpttool[torch]'")
+
+
+def test_torch_without_cuda_is_told_apart(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from ckpttool.codecs import gpu_lanes
+
+    monkeypatch.setattr(gpu_lanes, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for version, said in ((None, "is built without CUDA"), ("13.0", "finds no GPU that its driver can use")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        with pytest.raises(UsageError, match=f"--device cuda:0: torch .* {said}"):
+            devices.choose("cuda:0", plan, 1)
+
+
+def test_gpus_that_are_not_there_and_too_old(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from ckpttool.codecs import gpu_lanes
+
+    monkeypatch.setattr(gpu_lanes, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7 + device.index, 5))
+    with pytest.raises(UsageError, match="there is no such GPU") as caught:
+        devices.choose("cuda:1,cuda:2", plan, 1)
+    assert caught.value.hint == "choose of cuda:0, cuda:1"
+    with pytest.raises(UsageError, match=r"compute capability 8\.0, and cuda:0 has 7\.5"):
+        devices.choose("cuda", plan, 1)
+    assert devices.choose("cuda:1", plan, 1) == Devices(("cuda:1",), "asked for")
+
+
+def test_nothing_for_a_gpu_to_do(source: Path, tmp_path: Path, with_gpu: None) -> None:
+    plan = api.plan(source, tmp_path / "out", to="openai")
+    for asked in ("auto", "cuda"):
+        chosen = devices.choose(asked, plan, 1)
+        assert chosen.names == CPU
+        assert "a GPU does nothing else" in chosen.why
+
+
+def test_auto_without_a_gpu(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_has_gpu", lambda: False)
+    assert devices.choose("auto", plan, 1) == Devices(CPU, "no NVIDIA GPU here")
+
+
+def test_auto_measures(plan: Plan, monkeypatch: pytest.MonkeyPatch, with_gpu: None) -> None:
+    """The cores where they are done before a GPU has started; else whichever is faster, link against kernels."""
+    pytest.importorskip("torch")
+    from ckpttool.codecs import gpu_link
+
+    monkeypatch.setattr(devices, "START_SECONDS", 1e9)
+    monkeypatch.setattr(devices, "sys", type("no modules", (), {"modules": {}}))
+    chosen = devices.choose("auto", plan, 2)
+    assert chosen.names == CPU
+    assert chosen.why.startswith("2 threads compute it in 0.0 s, and a GPU takes")
+    monkeypatch.setattr(devices, "START_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "cards", lambda asked: ["cuda:0"])
+    for rate, names in ((1e15, ("cuda:0",)), (1e3, CPU)):
+        monkeypatch.setattr(gpu_link, "link_rate", lambda device, rate=rate: rate)
+        chosen = devices.choose("auto", plan, 1)
+        assert chosen.names == names
+        assert chosen.why.startswith("1 thread computes it in 0.0 s, the GPU's link takes")
+
+
+def test_auto_stays_on_cores_where_the_gpu_is_of_no_use(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, with_gpu: None
+) -> None:
+    def refused(asked: str) -> Any:
+        raise UsageError("the kernels need compute capability 8.0", hint="")
+
+    monkeypatch.setattr(devices, "START_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "cards", refused)
+    assert devices.choose("auto", plan, 1) == Devices(CPU, "the kernels need compute capability 8.0")
+
+
+@pytest.mark.parametrize("to", ["bf16", "mxfp4", "gguf"])
+def test_what_cores_take_grows_with_the_work(to: str, tmp_path: Path) -> None:
+    """A rate is of a slab, so eight layers take eight times as long as one."""
+    dialect = "hf-bf16" if to == "mxfp4" else "hf"
+    seconds = []
+    for layers in (1, 8):
+        model = Model(Sizes(layers=layers, experts=2, hidden=64, intermediate=64, vocab=300))
+        made = api.plan(builders.write(model, tmp_path / str(layers), dialect), tmp_path / "x", to=to, model_name="x")
+        steps = [s for s in made.steps if devices.for_gpu(s)]
+        assert devices._traffic(made) == (sum(s.source_nbytes for s in steps), sum(s.target_nbytes for s in steps))
+        seconds.append(devices._traffic(made)[0])
+        assert devices._core_seconds(made) > 0
+    assert seconds[1] == 8 * seconds[0]

@@ -1,0 +1,225 @@
+"""Slabs over the link: the bytes of the CPU's, whatever the room, and a clean end whatever fails.
+
+On a GPU where there is one; otherwise Triton interprets, and the CPU stands for every card.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+from builders import Model, Sizes, Tensors
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+import ckpttool  # noqa: E402 - after the check for torch
+from ckpttool import api, steps  # noqa: E402
+from ckpttool.codecs.gpu_link import Lane  # noqa: E402
+from ckpttool.containers.source import LocalFile, LocalTarget  # noqa: E402
+from ckpttool.errors import InputError, LimitError, LocalIOError  # noqa: E402
+from ckpttool.reports import Conversion  # noqa: E402
+
+MODEL = Model(Sizes(layers=2, experts=2, hidden=32, intermediate=64, vocab=300))
+NATIVE = torch.cuda.is_available()
+
+CONVERSIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dequantize, transposed": ("hf", {"to": "bf16"}),
+    "dequantize, transposed, F32": ("openai", {"to": "bf16", "experts": "f32"}),
+    "dequantize, rows": ("hf", {"to": "gguf", "experts": "bf16"}),
+    "repack": ("hf", {"to": "gguf"}),
+    "quantize, transposed": ("hf-bf16", {"to": "mxfp4", "recipe": "ocp"}),
+    "quantize, transposed, to structs": ("hf-bf16", {"to": "gguf", "experts": "mxfp4"}),
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sources")
+    return {name: builders.write(MODEL, root / name, name) for name in ("hf", "hf-bf16", "openai")}
+
+
+def convert(source: Path, target: Path, device: str, **options: Any) -> Conversion:
+    if options["to"] == "gguf":
+        options = {"model_name": "x", **options}
+        target = target / "out.gguf"
+    return ckpttool.convert(source, target, device=device, **options)
+
+
+def files(report: Conversion) -> list[tuple[int, str | None]]:
+    """Size and sha256 of each file, in their order."""
+    return [(f.nbytes, f.sha256) for f in report.files]
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_the_bytes_of_the_cpu(
+    name: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each slab that is for a GPU went there, and no other."""
+    source, options = CONVERSIONS[name]
+    calls = []
+    original = Lane.transcode
+
+    def transcode(self: Lane, *args: Any) -> None:
+        calls.append(self)
+        original(self, *args)
+
+    monkeypatch.setattr(Lane, "transcode", transcode)
+    monkeypatch.setattr(steps, "SLAB_NBYTES", 20_000)
+    plan = api.plan(sources[source], tmp_path / "x", **({"model_name": "x"} | options))
+    expected = sum(steps.for_gpu(plan.steps[s.step]) for s in plan.slabs)
+    assert 0 < expected < len(plan.slabs)
+    on_cpu = convert(sources[source], tmp_path / "cpu", "cpu", **options)
+    assert not calls
+    on_gpu = convert(sources[source], tmp_path / "gpu", "cuda", workers=3, **options)
+    assert files(on_gpu) == files(on_cpu)
+    assert len(calls) == expected
+    assert on_cpu.run["devices"] == ["cpu"]
+    assert on_gpu.run["devices"] == ["cuda:0"]
+    assert on_gpu.run["versions"]["torch"] == torch.__version__
+    assert on_gpu.plan == on_cpu.plan
+
+
+@pytest.mark.skipif(NATIVE and torch.cuda.device_count() < 2, reason="needs two GPUs, or none")
+def test_slabs_are_spread_over_cards(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = set()
+    original = Lane.transcode
+
+    def transcode(self: Lane, *args: Any) -> None:
+        used.add(id(self._stream))
+        original(self, *args)
+
+    monkeypatch.setattr(Lane, "transcode", transcode)
+    monkeypatch.setattr(steps, "SLAB_NBYTES", 4_000)
+    options = {"to": "gguf", "workers": 4}
+    on_gpus = convert(sources["hf"], tmp_path / "gpus", "cuda:0,cuda:1", **options)
+    assert len(used) == 4
+    assert on_gpus.run["devices"] == ["cuda:0", "cuda:1"]
+    assert files(on_gpus) == files(convert(sources["hf"], tmp_path / "cpu", "cpu", **options))
+
+
+def test_one_slab_at_a_time_is_enough_room(sources: dict[str, Path], tmp_path: Path) -> None:
+    """Less is refused with the figure that then does."""
+    options = {"to": "gguf", "workers": 4}
+    with pytest.raises(LimitError, match="the largest slab needs 1 MB of the GPU") as caught:
+        convert(sources["hf"], tmp_path / "a", "cuda", max_gpu_memory=10_000, **options)
+    assert caught.value.exit_code == 6
+    needed = str(caught.value.hint).split("--max-gpu-memory ")[1].split()[0]
+    report = convert(sources["hf"], tmp_path / "a", "cuda", max_gpu_memory=needed, **options)
+    assert files(report) == files(convert(sources["hf"], tmp_path / "b", "cpu", **options))
+
+
+def test_the_plan_says_where_and_what_it_takes(sources: dict[str, Path], tmp_path: Path) -> None:
+    plan = api.plan(sources["hf"], tmp_path / "x", to="bf16")
+    report = api.preview(plan, api.limit(device="cuda", workers=2))
+    assert (report.devices, report.devices_why) == (("cuda:0",), "asked for")
+    assert report.gpu_memory >= 2 * max(s.io_nbytes(x) for x in plan.slabs if steps.for_gpu(s := plan.steps[x.step]))
+    report = api.preview(plan, api.limit(device="cpu", workers=2))
+    assert (report.devices, report.gpu_memory) == (("cpu",), 0)
+
+
+@pytest.mark.parametrize("bits", [0x7FC0, 0xFF80])
+def test_a_bad_value_is_named_as_on_the_cpu(bits: int, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["model.layers.1.mlp.experts.gate_up_proj"].array[1, 20, 77] = bits
+
+    source = builders.write(MODEL, tmp_path / "source", "hf-bf16", change=change)
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.raises(InputError, match=r"layer\.1\.up, expert 1, row 38, block 0") as caught:
+            convert(source, tmp_path / device, device, to="mxfp4", recipe="ocp")
+        said.append(str(caught.value))
+        assert [p.name for p in tmp_path.iterdir()] == ["source"]
+    assert said[0] == said[1]
+
+
+def test_a_scale_that_is_nan_is_named_as_on_the_cpu(tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["model.layers.0.mlp.experts.down_proj_scales"].array[1, 30, 1] = 255
+
+    source = builders.write(MODEL, tmp_path / "source", "hf", change=change)
+    said = []
+    for device in ("cpu", "cuda"):
+        with pytest.raises(InputError, match="expert 1, row 30, block 1") as caught:
+            convert(source, tmp_path / device, device, to="bf16")
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert files(convert(source, tmp_path / "a", "cuda", to="gguf")) == files(
+        convert(source, tmp_path / "b", "cpu", to="gguf")
+    )  # which carries the byte as it is
+
+
+def test_a_card_that_fails_loses_nothing(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch says comes through in a line, and the CPU goes on where the card stopped."""
+    original = Lane.transcode
+    calls = []
+
+    def transcode(self: Lane, *args: Any) -> None:
+        calls.append(self)
+        if len(calls) == 4:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nadvice for developers")
+        original(self, *args)
+
+    monkeypatch.setattr(steps, "SLAB_NBYTES", 20_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lane, "transcode", transcode)
+        with pytest.raises(LocalIOError) as caught:
+            convert(sources["hf"], tmp_path / "out", "cuda", to="bf16", workers=1)
+    assert "failed: CUDA error: an illegal memory access was encountered" in caught.value.message
+    assert "developers" not in str(caught.value)
+    assert "--device cpu" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
+    report = convert(sources["hf"], tmp_path / "out", "cpu", to="bf16")
+    assert report.run["slabs_resumed"] >= 3
+    assert files(report) == files(convert(sources["hf"], tmp_path / "whole", "cpu", to="bf16"))
+
+
+def test_too_little_memory_on_the_card(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lane(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(Lane, "__init__", lane)
+    with pytest.raises(LimitError, match=r"cuda:0: CUDA out of memory\. Tried to allocate 2\.00 GiB\.") as caught:
+        convert(sources["hf"], tmp_path / "out", "cuda", to="bf16")
+    assert "--max-gpu-memory" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_threads_share_a_card(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten threads, slabs of a few rows: no slab gets another's bytes."""
+    monkeypatch.setattr(steps, "SLAB_NBYTES", 2_000)
+    options = {"to": "gguf", "workers": 10}
+    on_gpu = convert(sources["hf"], tmp_path / "gpu", "cuda", **options)
+    assert on_gpu.run["slabs"] > 60
+    assert files(on_gpu) == files(convert(sources["hf"], tmp_path / "cpu", "cpu", **options))
+
+
+@pytest.mark.parametrize("way", ["readinto", "writeall"])
+def test_a_file_that_fails_in_the_middle_of_a_slab(
+    way: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads come to their end, and what they did is right."""
+    owner = LocalFile if way == "readinto" else LocalTarget
+    original = getattr(owner, way)
+    calls = []
+
+    def fails(self: Any, offset: int, buffer: Any) -> None:
+        calls.append(offset)
+        if len(calls) == 90:
+            raise LocalIOError("Input/output error", file="x", hint="")
+        original(self, offset, buffer)
+
+    monkeypatch.setattr(steps, "SLAB_NBYTES", 4_000)
+    options = {"to": "gguf", "workers": 3}
+    with monkeypatch.context() as patch, pytest.raises(LocalIOError, match="Input/output error"):
+        patch.setattr(owner, way, fails)
+        convert(sources["hf"], tmp_path / "out", "cuda", **options)
+    report = convert(sources["hf"], tmp_path / "out", "cuda", **options)
+    assert 0 < report.run["slabs_resumed"] < report.run["slabs"]
+    assert files(report) == files(convert(sources["hf"], tmp_path / "cpu", "cpu", **options))
