@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckpttool.containers.foreign import MAGIC_NBYTES, recognised
 from ckpttool.containers.index import parse_index
 from ckpttool.containers.remote import FilePath, RemoteCompanions, RemoteFolder, open_head
 from ckpttool.containers.strict_json import Source, read_object
@@ -175,12 +176,26 @@ def _locate_gguf(folder: LocalFolder | RemoteFolder, names: list[str]) -> Locate
     if isinstance(folder, RemoteFolder) and (inner := folder.folders_with((".safetensors", ".gguf"))):
         hint = f"give one of its folders: {', '.join(map(folder.at, inner[:3]))}"
         raise InputError("holds no checkpoint of its own", file=str(folder), hint=hint)
-    pickles = [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    if pickles:
-        hint = "save the model as safetensors first; pickles can run code and are never opened"
-        raise InputError(f"holds no safetensors and no GGUF, but {pickles[0]}", file=str(folder), hint=hint)
+    if others := [n for n in names if n.endswith(FOREIGN)]:
+        raise _refused(folder, others)
     hint = "SOURCE is a folder with safetensors, OpenAI's original/ folder, a .safetensors file or a GGUF"
     raise InputError("holds no safetensors and no GGUF", file=str(folder), hint=hint)
+
+
+FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""What files of weights are called that are not read: pickles, and OpenAI's metal/model.bin."""
+
+
+def _refused(folder: LocalFolder | RemoteFolder, names: list[str]) -> InputError:
+    """Why a folder without safetensors or GGUF is refused: by what its first file of weights begins with."""
+    name = names[0]
+    with open_head(folder.file(name)) as f:
+        found = recognised(f.read(0, min(f.size, MAGIC_NBYTES)))
+    if found is None:
+        hint = "save the model as safetensors first; pickles can run code and are never opened"
+        return InputError(f"holds no safetensors and no GGUF, but {name}", file=str(folder), hint=hint)
+    what, hint = found
+    return InputError(f"holds no safetensors and no GGUF, but {name}: {what}", file=str(folder), hint=hint)
 
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

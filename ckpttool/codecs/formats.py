@@ -78,7 +78,7 @@ class Packing(StrEnum):
     Those three are read. The others are recognised and shown, named after what defines them; scales (and zero points)
     are tensors of their own in all of them, and lie along the last axis unless said otherwise.
 
-    * `scaled`: elements of whole bytes one after the other: FP8, MXFP8, INT8, whoever writes them.
+    * `scaled`: elements one after the other, in the container's own dtype: FP8, MXFP8, INT8, F4, whoever writes them.
     * `compressed-tensors`: 4 bits, two a byte, low first; 6 bits, four in three bytes, low first; integers in 32-bit
       words without gaps, low first. The global scale of NVFP4 divides.
     * `modelopt`: 4 bits as above, the global scale multiplies; INT4 has two rows a byte, the even row low.

@@ -6,12 +6,22 @@ import re
 
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/[^\n]*\n(?:[^\n]*\n)*?size (\d{1,20})\s")
 
+MAGIC_NBYTES = 1024
+"""How much of a file tells what it is."""
+
+_PICKLES = "save the model as safetensors first; pickles can run code, and none is ever opened"
+
 _MAGICS = (
     (b"GGUF", "this is a GGUF file", "give it a name that ends in .gguf"),
     (
         b"PK\x03\x04",
-        "this is a zip archive, as torch.save writes",
-        "only safetensors and GGUF are read; nothing is unpickled",
+        "this is a zip archive, as torch.save writes: a pickle",
+        _PICKLES,
+    ),
+    (
+        b"GPT-OSS v1.0\0\0\0\0",
+        "this is OpenAI's metal/model.bin, gpt-oss for Apple's GPUs",
+        "give the repository's own folder, or original/; this one has rows left out and scales shifted by 14",
     ),
     (b"\x93NUMPY", "this is a numpy array", "only safetensors and GGUF are read"),
     (b"\x1f\x8b", "this is gzip data", "unpack it first"),
@@ -38,7 +48,7 @@ def recognised(head: bytes) -> tuple[str, str] | None:
         if head.startswith(magic):
             return what, hint
     if len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5:
-        return "this is a pickle", "only safetensors and GGUF are read; nothing is unpickled"
+        return "this is a pickle", _PICKLES
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "this is a web page, not a checkpoint", "download the file itself"

@@ -6,9 +6,21 @@ say what the scales of MXFP4 betray.
 
 from __future__ import annotations
 
+from ckpttool.recognition.bias import Bias, bias_of
+from ckpttool.recognition.fingerprint import Fingerprint, fingerprint
 from ckpttool.recognition.found import Peek
 from ckpttool.recognition.gguf import gguf_weights
 from ckpttool.recognition.grouping import Recognition, recognise
 from ckpttool.recognition.peek import Peeker
 
-__all__ = ["Peek", "Peeker", "Recognition", "gguf_weights", "recognise"]
+__all__ = [
+    "Bias",
+    "Fingerprint",
+    "Peek",
+    "Peeker",
+    "Recognition",
+    "bias_of",
+    "fingerprint",
+    "gguf_weights",
+    "recognise",
+]

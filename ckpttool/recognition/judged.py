@@ -90,7 +90,7 @@ class Pair:
         if along(self.codes.shape, self.scales.shape, how[1]) != -1:
             raise self._unfit(f"scales go with {how[1]} elements of a row")
         name = "NVFP4" if how[1] == NV_BLOCK else "MXFP4" if element is E2M1 else f"MXFP6_{element.name}"
-        codec = codec_of(name, element, scale_element(self.scales.dtype), how, self.packing, self.global_scale)
+        codec = codec_of(name, element, scale_element(self.scales.dtype), how, Packing.scaled, self.global_scale)
         return Judged(codec, self.codes.shape)
 
     def _bytes(self) -> Judged | None:
