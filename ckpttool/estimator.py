@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ckpttool import kvcache, overhead, serving
 from ckpttool.archs.facts import ModelFacts, facts_of
-from ckpttool.archs.purposes import Purposes, purposes_of
+from ckpttool.archs.purposes import purposes_of
 from ckpttool.cards import Card, card, usual_cards
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.errors import UsageError
-from ckpttool.parameters import count_parameters
+from ckpttool.parameters import count_parameters, uses_of
 from ckpttool.pricing import NATIVE, PRICES, Weights, weigh
 
 DEFAULT_CONTEXT = 8192
@@ -163,8 +163,9 @@ def _estimate(
 ) -> Estimate:
     purposes = purposes_of(checkpoint, facts.layers)
     counts = count_parameters(checkpoint, facts, purposes)
-    weights = weigh(checkpoint, facts, purposes, asked.form)
-    wide = weigh(checkpoint, facts, purposes, "bf16")
+    uses = uses_of(checkpoint.weights, facts, purposes)
+    weights = weigh(checkpoint, purposes, uses, asked.form)
+    wide = weigh(checkpoint, purposes, uses, "bf16")
     need = _Need(facts, asked, weights)
     rows = tuple(_gpu(c, need, weights, wide) for c in cards)
     context = asked.context
@@ -194,7 +195,7 @@ def _estimate(
         per_gpu_bytes=need.per_gpu(asked.tp, context),
         fits={row.gpu: row.fits for row in rows},
         gpus=rows,
-        forms=_forms(checkpoint, facts, purposes, asked, need.kv),
+        forms=_forms(facts, weights, wide, asked, need.kv),
         bytes_per_token=BytesPerToken(
             weights.per_token, wide.per_token, kvcache.kv_bytes(facts, context, asked.kv_cache_dtype)
         ),
@@ -260,12 +261,8 @@ def _gpu(c: Card, need: _Need, weights: Weights, wide: Weights) -> GpuEstimate:
     )
 
 
-def _forms(
-    checkpoint: Checkpoint, facts: ModelFacts, purposes: Purposes, asked: Asked, kv: int
-) -> tuple[FormEstimate, ...]:
+def _forms(facts: ModelFacts, native: Weights, wide: Weights, asked: Asked, kv: int) -> tuple[FormEstimate, ...]:
     """The checkpoint as each runtime keeps it on one GPU."""
-    native = weigh(checkpoint, facts, purposes, asked.form)
-    wide = weigh(checkpoint, facts, purposes, "bf16")
     rows = [(asked.form, "vLLM", native, overhead.nbytes(facts, native.mxfp4_expert_bytes, asked.batch, 1))]
     if asked.form == NATIVE:
         rows.append((NATIVE, "llama.cpp", native, overhead.LLAMA_CPP))

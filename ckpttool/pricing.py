@@ -7,10 +7,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ckpttool.codecs.formats import Packing
-from ckpttool.parameters import TABLES, is_expert_matrix, used, uses_of
+from ckpttool.parameters import TABLES, Use, is_expert_matrix, used
 
 if TYPE_CHECKING:
-    from ckpttool.archs.facts import ModelFacts
     from ckpttool.archs.purposes import Purpose, Purposes
     from ckpttool.checkpoint import Checkpoint
     from ckpttool.tensors import Weight
@@ -65,8 +64,11 @@ class Weights:
         return self.nbytes + self.scales_bytes
 
 
-def weigh(checkpoint: Checkpoint, facts: ModelFacts, purposes: Purposes, form: str) -> Weights:
-    """The weights of `checkpoint` as they are (`NATIVE`), or priced as `PRICES` says."""
+def weigh(checkpoint: Checkpoint, purposes: Purposes, uses: tuple[Use, ...] | None, form: str) -> Weights:
+    """The weights of `checkpoint` as they are (`NATIVE`), or priced as `PRICES` says.
+
+    `uses` is what a token uses of each of the checkpoint's weights (`uses_of`), in their order.
+    """
     weights = checkpoint.weights
     if form == NATIVE:
         rows = [(w.nbytes, 0, _stored_scales(w)) for w in weights]
@@ -76,7 +78,6 @@ def weigh(checkpoint: Checkpoint, facts: ModelFacts, purposes: Purposes, form: s
         narrow = _narrow(weights, purposes, price)
         rows = [_priced(w, price if w.name in narrow else None) for w in weights]
         words = price.words
-    uses = uses_of(weights, facts, purposes)
     per_token = None if uses is None else used(uses, [nbytes + scales for nbytes, scales, _ in rows])
     padded = 0
     for w, (nbytes, _, _) in zip(weights, rows, strict=True):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EXPERT_PURPOSES = frozenset({"gate", "up", "down"})
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blk|block|blocks)\.(\d{1,6})\.")
+_NUMBER = re.compile(r"(?<![^.])\d{1,6}(?![^.])")
 _GENERIC = {
     "embed": ("embed_tokens.weight", "token_embd.weight", "embedding.weight", "wte.weight"),
     "head": ("lm_head.weight", "output.weight", "unembedding.weight"),
@@ -80,29 +81,30 @@ def _best(table: ArchTable | None, checkpoint: Checkpoint) -> tuple[Dialect | No
     layouts = [x for x in (table.layouts if table else {}).values() if x.container == checkpoint.container]
     layouts.sort(key=lambda x: checkpoint.dialect is None or x.name != checkpoint.dialect.name)
     best: tuple[int, Dialect | None, Mapping[str, Purpose]] = (0, None, {})
+    names = _keyed(checkpoint.weights)
     for layout in layouts:
-        found = dict(_claimed(layout, checkpoint.weights))
+        found = dict(_claimed(layout, names))
         score = sum(r.is_expert for r in found.values())
         if score > best[0]:
             best = (score, layout, found)
     return best[1], best[2]
 
 
-def _claimed(layout: Dialect, weights: tuple[Weight, ...]) -> Iterator[tuple[str, Purpose]]:
+def _keyed(weights: tuple[Weight, ...]) -> list[tuple[str, str]]:
+    """Every weight's name, and the same with # for its numbers: thousands of experts come to a few such keys."""
+    return [(w.name, _NUMBER.sub("#", w.name)) for w in weights]
+
+
+def _claimed(layout: Dialect, names: list[tuple[str, str]]) -> Iterator[tuple[str, Purpose]]:
     """Every weight that a row of `layout` names, with or without the `.weight` that quantizers leave out."""
-    rows = {re.sub(r"\{[le]\}", "#", t): (t, j) for t, j in layout.rows.items()}
-    for w in weights:
-        steps = w.name.split(".")
-        numbers = [int(s) for s in steps if s.isdigit() and len(s) <= 6]
-        key = ".".join("#" if s.isdigit() and len(s) <= 6 else s for s in steps)
-        row = rows.get(key) or rows.get(key + ".weight")
-        if row is None:
-            continue
-        template, join = row
-        letters = re.findall(r"\{([le])\}", template)
-        told = dict(zip(letters, numbers, strict=True))
-        kinds = tuple(p.removeprefix("layer.{l}.") for p in join.parts)
-        yield w.name, Purpose(kinds, told.get("l"), told.get("e"), join)
+    rows = {re.sub(r"\{[le]\}", "#", t): (re.findall(r"\{([le])\}", t), j) for t, j in layout.rows.items()}
+    kinds = {key: tuple(p.removeprefix("layer.{l}.") for p in join.parts) for key, (_, join) in rows.items()}
+    for name, key in names:
+        found = key if key in rows else key + ".weight"
+        if found in rows:
+            letters, join = rows[found]
+            told = dict(zip(letters, map(int, _NUMBER.findall(name)), strict=True))
+            yield name, Purpose(kinds[found], told.get("l"), told.get("e"), join)
 
 
 def _generic(name: str) -> Purpose:

@@ -29,7 +29,9 @@ def show_estimate(report: Estimate, as_json: bool) -> None:
     _forms(report)
     say()
     _speed(report)
-    say("overhead: " + "; ".join(report.overhead_rule))
+    say("overhead, as vLLM's own logs have it:")
+    for term in report.overhead_rule:
+        say(f"  {term}")
     say_notes(report.notes)
     say()
     say(report.advice)
@@ -88,9 +90,9 @@ def _speed(report: Estimate) -> None:
         return
     say(
         f"a decoded token reads {_gb(per.weights)} GB of weights ({_gb(per.weights_bf16)} GB in BF16, "
-        f"{per.weights_bf16 / per.weights:.2f} x) and {_gb(per.kv_cache)} GB of cache at {report.context:,} tokens; "
-        "tok/s are bandwidth by weights alone, for one sequence: a ceiling"
+        f"{per.weights_bf16 / per.weights:.2f} x as much) and {_gb(per.kv_cache)} GB of cache"
     )
+    say("tok/s: bandwidth by weights alone, for one sequence; a ceiling that no runtime reaches")
 
 
 def _gb(nbytes: int) -> str:
