@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckpttool.checkpoint import Checkpoint, open_checkpoint
     from ckpttool.codecs.arrays import RECIPES, BadBlock, Recipe, dequantize, quantize
     from ckpttool.diff import compare
+    from ckpttool.doctor.diagnosis import diagnose
     from ckpttool.errors import CkptError
     from ckpttool.estimator import estimate
     from ckpttool.inspector import inspect
@@ -33,6 +34,7 @@ __all__ = [
     "compare",
     "convert",
     "dequantize",
+    "diagnose",
     "estimate",
     "inspect",
     "open_checkpoint",
@@ -50,6 +52,7 @@ _HOMES = {
     "compare": "diff",
     "convert": "api",
     "dequantize": "codecs.arrays",
+    "diagnose": "doctor.diagnosis",
     "estimate": "estimator",
     "inspect": "inspector",
     "open_checkpoint": "checkpoint",

@@ -17,6 +17,9 @@ from jsonschema import Draft202012Validator
 
 from ckpttool import comparison, comparison_config, comparison_tokens, diff, estimator, reports
 from ckpttool.codecs.formats import Recipe
+from ckpttool.doctor import diagnosis, logs, ways
+from ckpttool.doctor.facts import CheckpointFacts
+from ckpttool.doctor.gpus import Gpu
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((ROOT / "schemas").glob("*.json"))}
@@ -43,6 +46,15 @@ FIELDS = {
     ("diff.v1", "$defs", "expert"): comparison.ExpertErrors,
     ("diff.v1", "$defs", "field"): comparison_config.FieldDifference,
     ("diff.v1", "$defs", "side_file"): comparison_tokens.SideFile,
+    ("doctor.v1",): diagnosis.Diagnosis,
+    ("doctor.v1", "$defs", "checkpoint"): CheckpointFacts,
+    ("doctor.v1", "$defs", "gpu"): Gpu,
+    ("doctor.v1", "$defs", "environment"): diagnosis.EnvironmentReport,
+    ("doctor.v1", "$defs", "runtime"): diagnosis.RuntimeReport,
+    ("doctor.v1", "$defs", "way"): ways.WayOut,
+    ("doctor.v1", "$defs", "flag"): diagnosis.FlagEffect,
+    ("doctor.v1", "$defs", "price"): diagnosis.Price,
+    ("doctor.v1", "$defs", "message"): logs.Match,
     ("estimate.v1",): estimator.Estimate,
     ("estimate.v1", "$defs", "gpu"): estimator.GpuEstimate,
     ("estimate.v1", "$defs", "form"): estimator.FormEstimate,

@@ -3,6 +3,7 @@
 from ckpttool.render.bars import progress
 from ckpttool.render.conversion import show_conversion, show_plan, show_verification
 from ckpttool.render.diff import show_diff
+from ckpttool.render.doctor import show_doctor
 from ckpttool.render.estimate import show_estimate
 from ckpttool.render.failures import show_error, show_interrupted
 from ckpttool.render.inspection import show_inspection
@@ -14,6 +15,7 @@ __all__ = [
     "progress",
     "show_conversion",
     "show_diff",
+    "show_doctor",
     "show_error",
     "show_estimate",
     "show_inspection",
