@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ckpttool.archs.facts import ModelFacts
 from ckpttool.errors import InputError
 
@@ -29,19 +31,18 @@ def kv_bytes(facts: ModelFacts, context: int, dtype: str) -> int:
     latent vector and one rotated key a token instead of all heads'; DeepSeek-V4 one shared head in a window, an entry
     for every so many tokens, and an index key beside each where the indexer picks them.
     """
-    return ELEMENT_NBYTES[dtype] * sum(layer_elements(facts, n, context) for n in range(facts.layers or 0))
+    kinds = Counter(zip(facts.attention or (), facts.compression or (0,) * len(facts.attention or ()), strict=True))
+    return ELEMENT_NBYTES[dtype] * sum(n * layer_elements(facts, *kind, context) for kind, n in kinds.items())
 
 
-def layer_elements(facts: ModelFacts, layer: int, context: int) -> int:
-    """Cached numbers of one layer."""
-    kind = (facts.attention or ())[layer]
+def layer_elements(facts: ModelFacts, kind: str, rate: int, context: int) -> int:
+    """Cached numbers of one layer that attends as `kind`, with one entry for `rate` tokens where it compresses."""
     token = (facts.kv_heads or 0) * ((facts.head_dim or 0) + (facts.value_head_dim or facts.head_dim or 0))
     window = min(context, facts.sliding_window or context)
     if kind == "mla":
         return context * ((facts.kv_lora_rank or 0) + (facts.qk_rope_head_dim or 0))
     if facts.compression is not None:
-        head, rate = facts.head_dim or 0, facts.compression[layer]
-        entries = context // rate if rate else 0
+        head, entries = facts.head_dim or 0, context // rate if rate else 0
         return window * head + entries * (head + (facts.index_head_dim or 0 if rate == INDEXED else 0))
     return token * (window if kind in ("sliding", "chunked") else context)
 
