@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,14 @@ def test_cards_and_sizes() -> None:
     assert card("40GB").memory == 40960 << 20
     assert (card("50GB").memory, card("50GiB").memory, card("50").bandwidth) == (50 * GB, 50 * GIB, None)
     assert card("79.6GiB").memory == int(79.6 * GIB)
+
+
+def test_cards_are_sold_in_the_sizes_that_doctor_knows() -> None:
+    tables = [tomllib.loads((ROOT / "ckpttool" / p).read_text("utf-8")) for p in ("cards.toml", "doctor/gpus.toml")]
+    sizes = {name: row["memory"] for row in tables[1]["gpu"] for name in row["names"]}
+    shared = {row["name"]: row["sold"] for row in tables[0]["card"] if row["name"] in sizes}
+    assert len(shared) > 15
+    assert [name for name, sold in shared.items() if sold not in sizes[name]] == []
 
 
 @pytest.mark.parametrize("text", ["Z9000", "", "-80", "0", "80TB", "9" * 40])
