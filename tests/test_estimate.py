@@ -11,6 +11,7 @@ from typing import Any
 import builders
 import model_families
 import pytest
+import range_server
 from commandline import Result, run
 from header_checkpoints import write_headers, write_safetensors
 from jsonschema import Draft202012Validator
@@ -37,7 +38,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def document(source: Path, *options: str | int) -> dict[str, Any]:
+def document(source: Path | str, *options: str | int) -> dict[str, Any]:
     result = run("estimate", source, *map(str, options), "--json")
     assert (result.code, result.err) == (0, "")
     Draft202012Validator(SCHEMA).validate(result.document)
@@ -308,6 +309,14 @@ def test_a_url_is_fetched_first(sources: dict[str, Path]) -> None:
     assert found[0] == "curl -LO https://example.org/m/x.gguf" and found[2].startswith(
         "ckpttool convert x.gguf x-mxfp4"
     )
+
+
+def test_a_remote_checkpoint_is_estimated_by_its_header(sources: dict[str, Path]) -> None:
+    with range_server.serving({"/m/x.gguf": sources["20b.gguf"]}) as server:
+        found, here = document(server.url("/m/x.gguf")), document(sources["20b.gguf"])
+        assert len(server.asked("/m/x.gguf")) <= 3
+    same = found.keys() - {"source", "commands"}
+    assert {k: found[k] for k in same} == {k: here[k] for k in same}
 
 
 def test_cards_and_sizes() -> None:
