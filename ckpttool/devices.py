@@ -188,5 +188,5 @@ def _fill(codec: Codec, views: Iterable[Bytes]) -> None:
 
 
 def threads(devices: Devices) -> int:
-    """How many threads to work with: one for each core; with GPUs two, since about half of them wait for theirs."""
-    return 2 * CORES if devices.are_gpus else CORES
+    """How many threads to work with: one for each core, and two more for each GPU, which wait for it."""
+    return CORES + (2 * len(devices.names) if devices.are_gpus else 0)

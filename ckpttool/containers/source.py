@@ -209,12 +209,6 @@ def _require_regular(mode: int, label: str) -> None:
 class LocalTarget(_Positional):
     """A file being written, at any offset, from any thread. Every failure is a LocalIOError (exit 4)."""
 
-    def __init__(self, fd: int, path: Path, name: str) -> None:
-        super().__init__(fd, path, name)
-        # Linux lets one thread at a time write to a file, and the others spin: these two wait for each other, and any
-        # more sleep, so that their cores can read and compute.
-        self._writers = threading.BoundedSemaphore(2)
-
     @classmethod
     def create(cls, path: str | os.PathLike[str], size: int, name: str | None = None) -> LocalTarget:
         """A new file of `size` bytes, its space reserved, so that a full disk fails now and not in an hour.
@@ -294,15 +288,14 @@ class LocalTarget(_Positional):
         """Write all of `buffer` at `offset`; short writes go on, so a disk that fills up shows as its own error."""
         view = _bytes_of(buffer)
         done = 0
-        with self._writers:
-            while done < len(view):
-                try:
-                    put = self._put(offset + done, view[done:])
-                except OSError as error:
-                    raise self._io_error("cannot write", error, offset + done) from error
-                if not put:
-                    raise LocalIOError("cannot write: the system takes no bytes", file=self.name, offset=offset + done)
-                done += put
+        while done < len(view):
+            try:
+                put = self._put(offset + done, view[done:])
+            except OSError as error:
+                raise self._io_error("cannot write", error, offset + done) from error
+            if not put:
+                raise LocalIOError("cannot write: the system takes no bytes", file=self.name, offset=offset + done)
+            done += put
 
     def sync(self) -> None:
         """Bring the file to the disk. A failure is final: a second try would report success for lost bytes."""
