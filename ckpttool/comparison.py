@@ -263,9 +263,8 @@ def _status(shapes: Sequence[tuple[int, ...] | None], state: _State | None, head
 
 
 def _place(first: tuple[int, int], group: Group) -> Place:
-    if not group.has_experts:
-        return Place(None, *first)
-    return Place(first[0] // group.expert_rows, first[0] % group.expert_rows, first[1])
+    row, column = divmod(first[0] * group.shape.row_length + first[1], group.columns)
+    return Place(*divmod(row, group.expert_rows), column) if group.has_experts else Place(None, row, column)
 
 
 def _experts(state: _State) -> tuple[ExpertErrors, ...]:

@@ -100,14 +100,14 @@ def said(checkpoint: Checkpoint) -> Said:
         if checkpoint.container == "gguf":
             if "keys" not in table.get("gguf", {}) or "config" not in table:
                 return Said()
-            made = companions.from_gguf(table, checkpoint.metadata)
-            return Said(flat(made.config), True, _paths(made.assumed))
+            made, assumed = companions.config_from_gguf(table, checkpoint.metadata)
+            return Said(flat(made), True, _paths(assumed))
         if checkpoint.config is None:
             return Said()
         stated: Mapping[str, Any] = checkpoint.config
         if stated.get("model_type") is None and checkpoint.dialect and checkpoint.dialect.name == "openai":
-            made_config, assumed, _ = config.openai_to_hf(table, stated)
-            return Said(flat(made_config), True, _paths(assumed))
+            made, assumed, _ = config.openai_to_hf(table, stated)
+            return Said(flat(made), True, _paths(assumed))
         return Said(flat(stated), defaults=DEFAULTS.get(str(stated.get("model_type")), {}))
     except CkptError as e:
         return Said(note=f"{checkpoint.path}: its config cannot be compared: {e}")

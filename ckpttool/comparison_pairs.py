@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from math import prod
+from math import lcm, prod
 
 from ckpttool.archs import Claim, Sizes
 from ckpttool.archs.joins import Extent, PartShape
@@ -23,18 +23,25 @@ Extents = Mapping[str, tuple[Extent, ...]]
 SLAB_NBYTES = 8 << 20
 """What a slab reads of both sides together, where rows allow it."""
 
+LONGEST_ROW = 1 << 18
+"""Elements of a row that is read as one; a vector of all parameters is longer."""
+
 OPAQUE = Codec(BlockFormat("opaque", None), Packing.flat, (1,))
 """Bytes of which nothing is known but that they may be equal."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parts of one shape that are read together, because one side zips their rows."""
+    """Parts of one shape that are read together, because one side zips their rows.
+
+    `columns` is the row length that a user knows; rows that are too long for memory are read as several.
+    """
 
     parts: tuple[str, ...]
     shape: PartShape
     a: Extents
     b: Extents
+    columns: int
 
     @property
     def expert_rows(self) -> int:
@@ -190,9 +197,8 @@ def groups(a: Holding, b: Holding) -> Iterator[Group]:
         zips = {x.parts for side in (a, b) for x in side.extents[part]}
         parts = tuple(p for p in max(zips, key=len) if _comparable(a, b, p))
         done.update(parts)
-        yield Group(
-            parts, a.shapes[part], {p: a.extents[p] for p in parts}, {p: b.extents[p] for p in parts}
-        )  # fmt: skip
+        ours, theirs = ({p: x.extents[p] for p in parts} for x in (a, b))
+        yield Group(parts, a.shapes[part], ours, theirs, a.shapes[part].row_length)
     for name, w in a.loose.items():
         other = b.loose.get(name)
         if other is not None and other.shape == w.shape:
@@ -205,18 +211,26 @@ def _comparable(a: Holding, b: Holding, part: str) -> bool:
 
 def _loose_groups(name: str, a: Weight, b: Weight) -> Iterator[Group]:
     """One group of rows along the last axis, or where the bytes are no rows, one for each pair of stored tensors."""
-    k = a.shape[-1] if a.shape else 1
-    if is_rows(a, k) and is_rows(b, k):
-        yield _rows_group(name, PartShape((a.parameters // k,), k), a, b)
+    columns = a.shape[-1] if a.shape else 1
+    if is_rows(a, columns) and is_rows(b, columns):
+        k = _short(columns, lcm(a.codec.format.block, b.codec.format.block))
+        yield _rows_group(name, PartShape((a.parameters // k,), k), a, b, columns)
     elif alike(a, b):
         for s, t in zip(a.stored, b.stored, strict=True):
-            shape = PartShape((s.nbytes,), 1)
-            yield _rows_group(name, shape, *(Weight(name, OPAQUE, (s.nbytes, 1), (x,)) for x in (s, t)))
+            ours, theirs = (Weight(name, OPAQUE, (s.nbytes, 1), (x,)) for x in (s, t))
+            yield _rows_group(name, PartShape((s.nbytes,), 1), ours, theirs, 1)
 
 
-def _rows_group(name: str, shape: PartShape, a: Weight, b: Weight) -> Group:
-    both = ({name: (Extent(w, (name,), 0, shape.row_count, 0, False),)} for w in (a, b))
-    return Group((name,), shape, *both)
+def _short(columns: int, block: int) -> int:
+    """`columns`, or where a row of them is too long for memory, the longest piece that divides it into whole blocks."""
+    if columns <= LONGEST_ROW:
+        return columns
+    return next(n for n in range(LONGEST_ROW // block * block, 0, -block) if columns % n == 0)
+
+
+def _rows_group(name: str, shape: PartShape, a: Weight, b: Weight, columns: int) -> Group:
+    ours, theirs = ({name: (Extent(w, (name,), 0, shape.row_count, 0, False),)} for w in (a, b))
+    return Group((name,), shape, ours, theirs, columns)
 
 
 def alike(a: Weight, b: Weight) -> bool:

@@ -20,7 +20,7 @@ from ckpttool.archs.tokenizer_json import TokenizerJson, read_tokenizer
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.containers import limits
 from ckpttool.containers.gguf_values import Array, Scalar, ValueType
-from ckpttool.containers.strict_json import read_object
+from ckpttool.containers.strict_json import Source, read_bytes, read_object
 from ckpttool.errors import CkptError, shown
 
 NAMES: Final = ("tokenizer", "special_tokens", "chat_template", "generation_config")
@@ -52,9 +52,10 @@ class SideFile:
 def side_files(a: Checkpoint, b: Checkpoint, *, read: bool = True) -> Iterator[SideFile]:
     """One row for each of `NAMES`; without `read` only which are there."""
     both_folders = "gguf" not in (a.container, b.container)
+    files = _TokenizerFiles()
     forms: dict[str, Callable[[Checkpoint], Form | None]] = {
-        "tokenizer": _tokenizer_file if both_folders else _vocabulary,
-        "special_tokens": _special,
+        "tokenizer": files.form if both_folders else _vocabulary,
+        "special_tokens": lambda x: _special(x, files),
         "chat_template": _template,
         "generation_config": _generation,
     }
@@ -79,7 +80,8 @@ def _is_there(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def _compared(name: str, a: Form | None, b: Form | None) -> SideFile:
-    hashes = [None if form is None else _sha256(form) for form in (a, b)]
+    first = None if a is None else _sha256(a)
+    hashes = [first, first if a is b else None if b is None else _sha256(b)]
     if a is None or b is None:
         status = "absent" if a is b else "only_b" if a is None else "only_a"
         return SideFile(name, status, hashes[0], hashes[1], None)
@@ -126,17 +128,39 @@ def _quoted(value: Any) -> str:
     return shown(text, 60)
 
 
-def _tokenizer_file(checkpoint: Checkpoint) -> Form | None:
-    """tokenizer.json of a folder: the vocabulary by id, the merges, and all else; of another kind, all as JSON."""
-    source = checkpoint.companions.get(special_tokens.FILE)
-    if source is None:
-        return None
-    try:
-        read: TokenizerJson = read_tokenizer(source)
-    except CkptError:
-        return read_object(source, special_tokens.FILE, limits.TOKENIZER_FILE)
-    tokens = [[token, i] for token, i in sorted(read.vocab.items(), key=lambda item: (item[1], item[0]))]
-    return {"vocab": tokens, "merges": Array(ValueType.string, read.merge_count, read.merges), **read.rest}
+class _TokenizerFiles:
+    """tokenizer.json of folders; the same bytes are parsed once, which takes a second for gpt-oss' 28 MB."""
+
+    def __init__(self) -> None:
+        self._read: dict[bytes, TokenizerJson | CkptError] = {}
+        self._forms: dict[bytes, Form] = {}
+
+    def read(self, source: Source) -> tuple[bytes, TokenizerJson | CkptError]:
+        """The file's digest, and what it holds or why that is no BPE tokenizer."""
+        data = read_bytes(source, special_tokens.FILE, limits.TOKENIZER_FILE)
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._read:
+            try:
+                self._read[digest] = read_tokenizer(data)
+            except CkptError as e:
+                self._read[digest] = e
+        return digest, self._read[digest]
+
+    def form(self, checkpoint: Checkpoint) -> Form | None:
+        """The vocabulary by id, the merges, and all else; of another kind than BPE, all as JSON."""
+        source = checkpoint.companions.get(special_tokens.FILE)
+        if source is None:
+            return None
+        digest, found = self.read(source)
+        if digest not in self._forms:
+            if isinstance(found, CkptError):
+                form: Form = read_object(source, special_tokens.FILE, limits.TOKENIZER_FILE)
+            else:
+                tokens = [[token, i] for token, i in sorted(found.vocab.items(), key=lambda item: (item[1], item[0]))]
+                merges = Array(ValueType.string, found.merge_count, found.merges)
+                form = {"vocab": tokens, "merges": merges, **found.rest}
+            self._forms[digest] = form
+        return self._forms[digest]
 
 
 def _key_values(checkpoint: Checkpoint) -> Mapping[str, Scalar | Array] | None:
@@ -158,16 +182,18 @@ def _vocabulary(checkpoint: Checkpoint) -> Form | None:
     return {key: v.value if isinstance(v, Scalar) else v for key, v in found.items()}
 
 
-def _special(checkpoint: Checkpoint) -> Form | None:
+def _special(checkpoint: Checkpoint, tokenizers: _TokenizerFiles) -> Form | None:
     """Special ids and flags by their GGUF keys."""
     if checkpoint.container == "gguf":
-        found = {key: v for key in _IDS if isinstance(v := checkpoint.metadata.get(key), Scalar)}
-        return {key: v.value for key, v in found.items()} if VOCABULARY[0] in checkpoint.metadata else None
+        values = {key: v.value for key in _IDS if isinstance(v := checkpoint.metadata.get(key), Scalar)}
+        return values if VOCABULARY[0] in checkpoint.metadata else None
     files, config = checkpoint.companions, checkpoint.config or {}
     if special_tokens.FILE not in files or type(config.get("vocab_size")) is not int:
         return None
-    rest = read_tokenizer(files[special_tokens.FILE]).rest
-    made = special_tokens.special_tokens(rest, _settings(checkpoint), config, files)
+    found = tokenizers.read(files[special_tokens.FILE])[1]
+    if isinstance(found, CkptError):
+        raise found
+    made = special_tokens.special_tokens(found.rest, _settings(checkpoint), config, files)
     ids = {special_tokens.ID_KEYS[role]: i for role, i in made.ids.items() if role in special_tokens.ID_KEYS}
     return ids | {special_tokens.ADD_KEYS[r]: flag for r, flag in made.add.items() if r in special_tokens.ADD_KEYS}
 

@@ -315,6 +315,23 @@ def test_all_codes_of_small_numbers(dtype: Any, tmp_path: Path) -> None:
     assert found["w"].status is Status.values
 
 
+@pytest.mark.parametrize("n", [1 << 12, 3 << 11, 4099])
+def test_rows_too_long_for_memory(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(2, n)).astype(np.float32)
+    y = x.copy()
+    y[1, n - 3] += 1
+    a, b = save(tmp_path / "a.safetensors", {"w": x}), save(tmp_path / "b.safetensors", {"w": y})
+    whole = compare(a, b)["w"]
+    monkeypatch.setattr(comparison_pairs, "LONGEST_ROW", 1 << 10)
+    monkeypatch.setattr(comparison_pairs, "SLAB_NBYTES", 1 << 13)
+    cut = compare(a, b)["w"]
+    assert cut.first == whole.first == Place(None, 1, n - 3)
+    check_figures(cut, x, y)
+    groups = list(comparison_pairs.groups(*comparison_pairs.holdings(open_checkpoint(a), open_checkpoint(b))))
+    assert max(groups[0].slab_nbytes(*slab) for slab in groups[0].slabs()) <= 1 << 13
+
+
 def test_integers_of_a_quantizer_are_compared_as_bytes(tmp_path: Path) -> None:
     """GPTQ's words, scales and zeros are one weight whose values nothing here decodes."""
     rng = np.random.default_rng(4)

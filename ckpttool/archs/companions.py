@@ -67,7 +67,7 @@ def from_gguf(
             warnings.append(f"{e.field} {e.message}: tokenizer.json is the reference's, not compared with the GGUF")
     stated = _stated(arch, metadata, problems, optional=configs.FILE in reference)
     raise_all(problems)
-    out = _config(arch, stated, metadata, tokens, reference)
+    out = _config(arch, stated, metadata, None if tokens is None else tokens.tokens.count, reference)
     out.warnings += warnings
     if tokens is not None:
         _tokenizer(arch, metadata, tokens, reference, out)
@@ -76,6 +76,19 @@ def from_gguf(
     _generation(arch, metadata, tokens, reference, out)
     _template(metadata, reference, out)
     return out
+
+
+def config_from_gguf(arch: Mapping[str, Any], metadata: Metadata) -> tuple[dict[str, Any], list[Assumed]]:
+    """config.json alone, and what of it is assumed; of the tokenizer only its size is looked at.
+
+    Raises InputError (several at once) where the GGUF lacks a key.
+    """
+    problems: list[CkptError] = []
+    stated = _stated(arch, metadata, problems, optional=False)
+    raise_all(problems)
+    listed = metadata.get("tokenizer.ggml.tokens")
+    out = _config(arch, stated, metadata, listed.count if isinstance(listed, Array) else None, {})
+    return out.config, out.assumed
 
 
 def _stated(
@@ -137,13 +150,13 @@ def _config(
     arch: Mapping[str, Any],
     stated: Mapping[str, Any],
     metadata: Metadata,
-    tokens: Tokens | None,
+    vocabulary: int | None,
     reference: Mapping[str, Source],
 ) -> Companions:
-    """config.json: the reference's, held against the GGUF, or rebuilt."""
+    """config.json: the reference's, held against the GGUF, or rebuilt; `vocabulary` counts the GGUF's tokens."""
     carried = dict(stated)
-    if tokens is not None:
-        carried["vocab_size"] = tokens.tokens.count
+    if vocabulary is not None:
+        carried["vocab_size"] = vocabulary
     places = dict(arch["config"]["tokens"])
     if configs.FILE not in reference:  # roles that tokenizer_config.json is not given have their place here
         places |= {f"{role}_token_id": role for role in ("unk", "sep", "mask")}
