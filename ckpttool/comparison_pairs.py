@@ -7,7 +7,7 @@ what nobody knows by its name. Headers only; no tensor data is touched.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from math import lcm, prod
@@ -15,7 +15,7 @@ from math import lcm, prod
 from ckpttool.archs import Claim, Sizes
 from ckpttool.archs.joins import Extent, PartShape
 from ckpttool.checkpoint import Checkpoint, extents_of
-from ckpttool.codecs.formats import READ_PACKINGS, BlockFormat, Codec, Packing
+from ckpttool.codecs.formats import MXFP4, MXFP4_PAIR, READ_PACKINGS, BlockFormat, Codec, Packing
 from ckpttool.tensors import Weight
 
 Extents = Mapping[str, tuple[Extent, ...]]
@@ -25,6 +25,9 @@ SLAB_NBYTES = 8 << 20
 
 LONGEST_ROW = 1 << 18
 """Elements of a row that is read as one; a vector of all parameters is longer."""
+
+LOW_FIRST = frozenset({Packing.compressed_tensors, Packing.quark, Packing.torchao, Packing.deepseek})
+"""Packings in which two neighbouring codes of four bits share a byte, the first low."""
 
 OPAQUE = Codec(BlockFormat("opaque", None), Packing.flat, (1,))
 """Bytes of which nothing is known but that they may be equal."""
@@ -212,6 +215,7 @@ def _comparable(a: Holding, b: Holding, part: str) -> bool:
 def _loose_groups(name: str, a: Weight, b: Weight) -> Iterator[Group]:
     """One group of rows along the last axis, or where the bytes are no rows, one for each pair of stored tensors."""
     columns = a.shape[-1] if a.shape else 1
+    a, b = _as_pair(a), _as_pair(b)
     if is_rows(a, columns) and is_rows(b, columns):
         k = _short(columns, lcm(a.codec.format.block, b.codec.format.block))
         yield _rows_group(name, PartShape((a.parameters // k,), k), a, b, columns)
@@ -219,6 +223,13 @@ def _loose_groups(name: str, a: Weight, b: Weight) -> Iterator[Group]:
         for s, t in zip(a.stored, b.stored, strict=True):
             ours, theirs = (Weight(name, OPAQUE, (s.nbytes, 1), (x,)) for x in (s, t))
             yield _rows_group(name, PartShape((s.nbytes,), 1), ours, theirs, 1)
+
+
+def _as_pair(w: Weight) -> Weight:
+    """MXFP4 of compressed-tensors, Quark, torchao and DeepSeek as a pair, whose bytes it has under other names."""
+    if w.codec.format == MXFP4 and w.codec.packing in LOW_FIRST and len(w.stored) == len(MXFP4_PAIR.block_nbytes):
+        return replace(w, codec=MXFP4_PAIR)
+    return w
 
 
 def _short(columns: int, block: int) -> int:

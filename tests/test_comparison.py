@@ -332,6 +332,19 @@ def test_rows_too_long_for_memory(n: int, tmp_path: Path, monkeypatch: pytest.Mo
     assert max(groups[0].slab_nbytes(*slab) for slab in groups[0].slabs()) <= 1 << 13
 
 
+def test_mxfp4_of_compressed_tensors_is_decoded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    codes, scales = rng.integers(0, 256, (8, 32), np.uint8), rng.integers(110, 120, (8, 2), np.uint8)
+    packed = {"l.weight_packed": codes, "l.weight_scale": scales}
+    values = builders.decoded(builders.Packed(codes.reshape(8, 2, 16), scales))
+    a = save(tmp_path / "a.safetensors", packed)
+    part = compare(a, save(tmp_path / "b.safetensors", {"l.weight": values}))["l.weight"]
+    assert (part.status, part.format_a, part.shape_a) == (Status.values, "MXFP4", (8, 64))
+    values[3, 7] += 1
+    part = compare(a, save(tmp_path / "c.safetensors", {"l.weight": values}))["l.weight"]
+    assert (part.status, part.first) == (Status.lossy, Place(None, 3, 7))
+
+
 def test_integers_of_a_quantizer_are_compared_as_bytes(tmp_path: Path) -> None:
     """GPTQ's words, scales and zeros are one weight whose values nothing here decodes."""
     rng = np.random.default_rng(4)
