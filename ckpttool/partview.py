@@ -32,6 +32,11 @@ class PartView:
             known = ", ".join(list(checkpoint.extents)[:3])
             hint = f"parts are named {known}, ..."
             raise InputError("no such part", file=str(checkpoint.path), field=name, hint=hint)
+        weight = next((x.weight for x in checkpoint.extents[name] if not x.weight.codec.readable), None)
+        if weight is not None:
+            text = f"is {weight.codec.name} in {weight.codec.packing} packing, which cannot be decoded"
+            hint = "take the checkpoint that it was made from: BF16 or MXFP4"
+            raise InputError(text, file=weight.stored[0].file, field=weight.name, hint=hint)
         self._checkpoint = checkpoint
         self.name = name
         self._shape = checkpoint.shapes[name]

@@ -158,7 +158,12 @@ class Codec:
         return self.name in READABLE and self.packing in READ_PACKINGS
 
     def row_nbytes(self, k: int) -> tuple[int, ...]:
-        """Bytes of a row of `k` elements in each stored tensor; `k` must be a whole number of blocks."""
+        """Bytes of a row of `k` elements in each stored tensor; `k` must be a whole number of blocks.
+
+        ValueError for a format whose rows cannot be read alone.
+        """
+        if not self.block_nbytes:
+            raise ValueError(f"{self.name} in packing {self.packing} has no block of one row")
         blocks, rest = divmod(k, self.format.block)
         if rest:
             raise ValueError(f"{k} elements are no whole number of {self.name} blocks of {self.format.block}")

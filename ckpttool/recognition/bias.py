@@ -22,8 +22,8 @@ RMS_IN_SCALES = 2.0
 TOO_SMALL = 0.25
 """A gain (root mean square times the root of the inputs) under this at bias 127 is one under 1 at bias 125."""
 
-SOUND = 0.8
-"""A gain over this at bias 127 would be one over 3.2 at bias 125."""
+SOUND = 1.0
+"""A gain over this at bias 127 would be one over 4 at bias 125."""
 
 BLOCKS_NEEDED = 256
 

@@ -14,8 +14,9 @@ from typing import Any
 from ckpttool.codecs.formats import MXFP4_PAIR, Packing
 from ckpttool.errors import CkptError, InputError
 from ckpttool.recognition.found import Lookup, Peek, Unfit, plain_codec
+from ckpttool.recognition.judged import FP8, POWERS
 from ckpttool.recognition.packed import PACKED, QWEIGHT, compressed, words
-from ckpttool.recognition.scaled import CODED, NO_SCALES, is_orphan, scaled
+from ckpttool.recognition.scaled import CODED, NO_SCALES, scaled
 from ckpttool.recognition.stated import stated
 from ckpttool.recognition.states import ABSMAX, W_Q, bitsandbytes, hqq
 from ckpttool.recognition.torchao import QDATA, torchao
@@ -53,7 +54,6 @@ def recognise(
     found: dict[str, Weight] = {}
     problems: list[CkptError] = []
     broken: set[str] = set()
-    loose: set[str] = set()
     four = {n.removesuffix(ABSMAX) for n in at.by_name if n.endswith(ABSMAX)}
     for t in stored:
         recogniser, name = _recogniser(t, four)
@@ -64,18 +64,33 @@ def recognise(
         except Unfit as e:
             problems.append(InputError(e.message, file=e.at.file, field=e.at.name, hint=e.hint))
             broken.add(name)
-            loose.update({t.name, e.at.name})
             continue
         if weight is not None:
             found[t.name] = weight
     taken = {s.name for w in found.values() for s in w.stored}
     weights = [found.get(t.name) or Weight(t.name, plain_codec(t.dtype), t.shape, (t,)) for t in stored
                if t.name in found or t.name not in taken]  # fmt: skip
-    for t, problem, name in _left_over(weights, at):
+    for problem, name in _left_over(weights, at):
         problems.append(problem)
         broken.add(name)
-        loose.add(t.name)
-    return Recognition(tuple(weights), tuple(problems), frozenset(broken), frozenset(loose))
+    return Recognition(tuple(weights), tuple(problems), frozenset(broken), _loose(weights, broken))
+
+
+def _loose(weights: Sequence[Weight], broken: set[str]) -> frozenset[str]:
+    """The tensors shown as stored whose names begin as that of a broken weight of their module does."""
+    stems: dict[str, list[str]] = {}
+    for name in broken:
+        stems.setdefault(name.rpartition(".")[0], []).append(name.removesuffix("weight"))
+    return frozenset(
+        w.name
+        for w in weights
+        if w.codec.packing is Packing.flat
+        and any(w.name.startswith(stem) for stem in stems.get(w.name.rpartition(".")[0], ())[:_STEMS])
+    )
+
+
+_STEMS = 64
+"""Broken weights of one module that are looked through for each of its tensors: real modules have a few."""
 
 
 Recogniser = Callable[[StoredTensor, Lookup], Weight | None]
@@ -119,7 +134,8 @@ _ANCHORS: tuple[tuple[str, Recogniser, str], ...] = (
 _ENDS = tuple(end for end, _, _ in _ANCHORS)
 
 _ORPHANS = (
-    *((scales, (codes,), "U8") for codes, scales in PAIRS),
+    ("_scales", ("_blocks", "", "_packed"), "U8"),
+    (".scales", (".blocks", ".weight", ".qweight", ".W_q", ".weight_packed"), "U8"),
     ("_scale_inv", ("", "_packed"), ""),
     (".weight_scale", (".weight", ".weight_packed"), ""),
     (".weight_scale_2", (".weight",), ""),
@@ -132,29 +148,36 @@ _ORPHANS = (
 """Names that only companions have, of which tensors, and of which dtype (any): alone, they show that one is missing."""
 
 
-def _left_over(weights: Sequence[Weight], at: Lookup) -> list[tuple[StoredTensor, CkptError, str]]:
-    """Companions whose codes are missing, and codes that have no scales although others like them do."""
-    out: list[tuple[StoredTensor, CkptError, str]] = []
-    coded = frozenset(w.stored[0].dtype for w in weights if w.codec.packing in _BESIDE)
+def _left_over(weights: Sequence[Weight], at: Lookup) -> list[tuple[CkptError, str]]:
+    """Companions whose codes are missing, and codes without scales where others like them have some.
+
+    With each, the name of the weight that is not whole.
+    """
+    out: list[tuple[CkptError, str]] = []
+    coded = {w.stored[0].dtype for w in weights if w.codec.packing in _BESIDE}
+    if at.stated.method in _FP8_METHODS:
+        coded |= FP8.keys()
     for w in weights:
         t = w.stored[0]
         if w.codec.packing is not Packing.flat:
             continue
-        for end, others, dtype in _ORPHANS:
-            if t.name.endswith(end) and dtype in ("", t.dtype):
-                base = t.name.removesuffix(end)
-                if all(base + other not in at.by_name for other in others):
-                    blocks = others[0].endswith("blocks")
-                    hint = _PAIR_HINT if blocks else "the file of its codes is missing or misnamed"
-                    problem = InputError(f"has no {base}{others[0]}", file=t.file, field=t.name, hint=hint)
-                    out.append((t, problem, base if blocks else base + others[0]))
-                break
-        else:
-            if is_orphan(t, coded):
-                text = f"is {t.dtype} and has no scales, which others like it have"
-                out.append((t, InputError(text, file=t.file, field=t.name, hint=NO_SCALES), t.name))
+        orphan = next((o for o in _ORPHANS if t.name.endswith(o[0]) and o[2] in ("", t.dtype)), None)
+        if orphan is not None:
+            end, others, _ = orphan
+            base = t.name.removesuffix(end)
+            if all(base + other not in at.by_name for other in others):
+                blocks = others[0].endswith("blocks")
+                hint = _PAIR_HINT if blocks else "the file of its codes is missing or misnamed"
+                problem = InputError(f"has no {base}{others[0]}", file=t.file, field=t.name, hint=hint)
+                out.append((problem, base if blocks else base + others[0]))
+        elif t.dtype in coded - POWERS and len(t.shape) >= 2:
+            text = f"is {t.dtype} and has no scales, as others like it have"
+            out.append((InputError(text, file=t.file, field=t.name, hint=NO_SCALES), t.name))
     return out
 
+
+_FP8_METHODS = frozenset({"fp8", "fbgemm_fp8"})
+"""Words of `quant_method` whose loaders give every FP8 weight a scale: transformers' finegrained and FBGEMM's."""
 
 _BESIDE = frozenset({Packing.scaled, Packing.deepseek})
 """Packings whose codes have plain names: only their dtype tells that scales are missing."""

@@ -116,7 +116,7 @@ class Pair:
         if (axis := along(codes, scales, MX_BLOCK // 2)) is not None:
             codec = codec_of("MXFP4", E2M1, element, (1, MX_BLOCK), self.packing)
             return Judged(codec, widened(codes, axis, (2, 1)))
-        if (axis := along(codes, scales, MX_BLOCK * 3 // 4)) is not None:
+        if self.codes.dtype == "U8" and (axis := along(codes, scales, MX_BLOCK * 3 // 4)) is not None:
             name = f"MXFP6_{self.fp6.name}" if self.fp6 else "MXFP6"
             codec = codec_of(name, self.fp6, element, (1, MX_BLOCK), self.packing, element_bits=6)
             return Judged(codec, widened(codes, axis, (4, 3)))

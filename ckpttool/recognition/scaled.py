@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckpttool.codecs.formats import E2M3, E3M2, INT8, ElementFormat, GlobalScale, Packing
 from ckpttool.recognition.found import FLOATS, Lookup, Members, Unfit, codec_of, scale_element
-from ckpttool.recognition.judged import FP6, FP8, POWERS, Judged, Pair
+from ckpttool.recognition.judged import FP6, FP8, Judged, Pair
 from ckpttool.tensors import Role, StoredTensor, Weight
 
 CODED = frozenset({"U8", "I8", "I32", "F4", *FP8, *FP6})
@@ -146,8 +146,3 @@ def add_inputs(members: Members, at: Lookup, name: str, module: str | None) -> N
 
 
 _INPUT_SCALES = ("input_scale", "input_global_scale", "activation_scale", "qscale_act")
-
-
-def is_orphan(t: StoredTensor, taken: frozenset[str]) -> bool:
-    """Whether `t` is coded as tensors are that were found with scales, and has none itself."""
-    return t.dtype in taken and t.dtype not in POWERS and len(t.shape) >= 2
