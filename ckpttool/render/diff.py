@@ -77,7 +77,7 @@ def _counts(report: Diff) -> None:
         say("formats, A / B: " + "; ".join(f"{a} / {b} {many(n, 'part')}" for (a, b), n in rows))
     zeros = sum(p.zero_signs or 0 for p in report.parts)
     if zeros:
-        say(f"{many(zeros, 'zero')} of another sign, which counts as equal")
+        say(f"zeros of another sign, counted as equal: {zeros:,}")
 
 
 def _worst(parts: Sequence[PartComparison]) -> None:
