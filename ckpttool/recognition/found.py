@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from ckpttool.codecs.formats import (
     E8M0,
@@ -46,6 +46,11 @@ class Lookup:
     by_name: Mapping[str, StoredTensor]
     stated: Stated
     peek: Peek | None
+
+    @cached_property
+    def last_words(self) -> frozenset[str]:
+        """What comes after the last dot of any name: a few words, however many tensors there are."""
+        return frozenset(name.rpartition(".")[2] for name in self.by_name)
 
     def get(self, *names: str) -> StoredTensor | None:
         """The first of these that is stored."""

@@ -6,6 +6,7 @@ The name of a tensor says which tensor belongs to which; what they mean is read 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ckpttool.codecs.formats import (
     E2M1,
@@ -43,25 +44,55 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Codes with their scales, and what the writer's names add: the packing, and what a global scale does.
+class Stored:
+    """Of a stored tensor, what decides."""
 
-    `fp6` is the element of six bits, where the writer says it. `block` is the block that the config names.
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def judged(
+    codes: StoredTensor,
+    scales: StoredTensor,
+    packing: Packing,
+    global_scale: GlobalScale = GlobalScale.none,
+    fp6: ElementFormat | None = None,
+    block: tuple[int, int] | None = None,
+) -> Judged | None:
+    """What `codes` with `scales` are; the rest is what the writer's names add. None where nothing known is stored so.
+
+    `fp6` is the element of six bits, where the writer says it; `block` is the block that the config names.
+
+    Raises:
+        Unfit: dtypes of a known format in shapes that do not fit each other.
     """
+    pair = _Pair(
+        Stored(codes.dtype, codes.shape), Stored(scales.dtype, scales.shape), packing, global_scale, fp6, block
+    )
+    try:
+        return _judged(pair)
+    except _Misfit as e:
+        text = f"{codes.dtype} {list(codes.shape)} with scales {scales.dtype} {list(scales.shape)}; {e}"
+        raise Unfit(text, _OTHER, codes) from None
 
-    codes: StoredTensor
-    scales: StoredTensor
+
+class _Misfit(ValueError):
+    """Why shapes do not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The arguments of `judged` without names and places: a model of 50,000 experts has three or four different."""
+
+    codes: Stored
+    scales: Stored
     packing: Packing
-    global_scale: GlobalScale = GlobalScale.none
-    fp6: ElementFormat | None = None
-    block: tuple[int, int] | None = None
+    global_scale: GlobalScale
+    fp6: ElementFormat | None
+    block: tuple[int, int] | None
 
     def judged(self) -> Judged | None:
-        """What they are; None where nothing known is stored so.
-
-        Raises:
-            Unfit: dtypes of a known format in shapes that do not fit each other.
-        """
+        """What they are, as `judged` says it. _Misfit where shapes do not fit."""
         if self.codes.dtype in FP8:
             return self._fp8(FP8[self.codes.dtype])
         if self.codes.dtype in FP6 or self.codes.dtype == "F4":
@@ -73,10 +104,10 @@ class Pair:
     def _fp8(self, element: ElementFormat) -> Judged:
         scale = self.scales.dtype
         if scale not in POWERS and scale not in FLOATS:
-            raise self._unfit("FP8 has scales of F32, BF16, F16 or E8M0")
+            raise _Misfit("FP8 has scales of F32, BF16, F16 or E8M0")
         how = spread(self.codes.shape, self.scales.shape, self.block)
         if how is None or (scale == "U8" and how != (1, MX_BLOCK)):
-            raise self._unfit("the scales do not divide the codes into blocks")
+            raise _Misfit("the scales do not divide the codes into blocks")
         mx = scale in POWERS and how == (1, MX_BLOCK)
         name = f"{'MXFP8' if mx else 'FP8'}_{element.name}"
         return Judged(codec_of(name, element, scale_element(scale), how, Packing.scaled), self.codes.shape)
@@ -88,7 +119,7 @@ class Pair:
         if self.scales.dtype not in POWERS and (self.scales.dtype, element) != ("F8_E4M3", E2M1):
             return None
         if along(self.codes.shape, self.scales.shape, how[1]) != -1:
-            raise self._unfit(f"scales go with {how[1]} elements of a row")
+            raise _Misfit(f"scales go with {how[1]} elements of a row")
         name = "NVFP4" if how[1] == NV_BLOCK else "MXFP4" if element is E2M1 else f"MXFP6_{element.name}"
         codec = codec_of(name, element, scale_element(self.scales.dtype), how, Packing.scaled, self.global_scale)
         return Judged(codec, self.codes.shape)
@@ -98,7 +129,7 @@ class Pair:
         codes, scales = self.codes.shape, self.scales.shape
         if self.scales.dtype == "F8_E4M3":
             if (axis := along(codes, scales, NV_BLOCK // 2)) is None:
-                raise self._unfit("NVFP4 has one F8_E4M3 for 8 bytes")
+                raise _Misfit("NVFP4 has one F8_E4M3 for 8 bytes")
             codec = codec_of("NVFP4", E2M1, E4M3, (1, NV_BLOCK), self.packing, self.global_scale)
             return Judged(codec, widened(codes, axis, (2, 1)))
         if self.scales.dtype in POWERS:
@@ -107,7 +138,7 @@ class Pair:
             return None
         how = spread(codes, scales, self.block)
         if how is None:
-            raise self._unfit("the scales do not divide the codes into blocks")
+            raise _Misfit("the scales do not divide the codes into blocks")
         return Judged(codec_of("INT8", INT8, scale_element(self.scales.dtype), how, self.packing), codes)
 
     def _mx_bytes(self) -> Judged:
@@ -120,9 +151,9 @@ class Pair:
             name = f"MXFP6_{self.fp6.name}" if self.fp6 else "MXFP6"
             codec = codec_of(name, self.fp6, element, (1, MX_BLOCK), self.packing, element_bits=6)
             return Judged(codec, widened(codes, axis, (4, 3)))
-        raise self._unfit("MXFP4 has one scale for 16 bytes, MXFP6 one for 24")
+        raise _Misfit("MXFP4 has one scale for 16 bytes, MXFP6 one for 24")
 
-    def _unfit(self, why: str) -> Unfit:
-        codes, scales = self.codes, self.scales
-        text = f"{codes.dtype} {list(codes.shape)} with scales {scales.dtype} {list(scales.shape)}; {why}"
-        return Unfit(text, _OTHER, codes)
+
+@lru_cache(maxsize=1 << 12)
+def _judged(pair: _Pair) -> Judged | None:
+    return pair.judged()

@@ -7,7 +7,7 @@ from math import ceil, prod
 
 from ckpttool.codecs.formats import E2M3, Codec, ElementFormat, GlobalScale, Packing
 from ckpttool.recognition.found import FLOATS, Lookup, Members, Unfit, codec_of, scale_element
-from ckpttool.recognition.judged import Pair
+from ckpttool.recognition.judged import judged
 from ckpttool.recognition.scaled import NO_SCALES, add_inputs
 from ckpttool.tensors import Role, StoredTensor, Weight
 
@@ -46,8 +46,8 @@ def compressed(codes: StoredTensor, at: Lookup) -> Weight | None:
                 hint = "NVFP4 needs the scale of the tensor; its file is missing, or it is misnamed"
                 raise Unfit(f"has no {name}_global_scale", hint, codes)
             rule = GlobalScale.divides
-        judged = Pair(codes, scales, Packing.compressed_tensors, rule, E2M3).judged()
-        made = (judged.codec, judged.shape) if judged else None
+        known = judged(codes, scales, Packing.compressed_tensors, rule, E2M3)
+        made = (known.codec, known.shape) if known else None
         members.add(Role.global_scale, whole)
     if made is None:
         return None

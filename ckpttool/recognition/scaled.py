@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckpttool.codecs.formats import E2M3, E3M2, INT8, ElementFormat, GlobalScale, Packing
 from ckpttool.recognition.found import FLOATS, Lookup, Members, Unfit, codec_of, scale_element
-from ckpttool.recognition.judged import FP6, FP8, Judged, Pair
+from ckpttool.recognition.judged import FP6, FP8, Judged, judged
 from ckpttool.tensors import Role, StoredTensor, Weight
 
 CODED = frozenset({"U8", "I8", "I32", "F4", *FP8, *FP6})
@@ -34,8 +34,8 @@ def scaled(codes: StoredTensor, at: Lookup) -> Weight | None:
             return None
     second = at.get(f"{scales.name}_2", f"{name}_global_scale")
     zeros = at.get(f"{name}_zero_point")
-    judged = _judged(codes, scales, second, zeros, at)
-    if judged is None:
+    known = _judged(codes, scales, second, zeros, at)
+    if known is None:
         return None
     members = Members([(Role.codes, codes), (Role.scales, scales)])
     if second is not None:
@@ -43,7 +43,7 @@ def scaled(codes: StoredTensor, at: Lookup) -> Weight | None:
         members.add(Role.global_scale, second)
     members.add(Role.zero_points, zeros)
     add_inputs(members, at, name, module)
-    return members.weight(name, judged.codec, judged.shape)
+    return members.weight(name, known.codec, known.shape)
 
 
 def _module(at: Lookup, module: str | None, *ends: str) -> StoredTensor | None:
@@ -60,7 +60,7 @@ def _judged(
         return _modelopt_int4(codes, scales) or _unsigned(codes, scales, zeros)
     packing, rule = _writer(codes, scales, second, at)
     fp6 = next((e for word, e in (("fp6_e2m3", E2M3), ("fp6_e3m2", E3M2)) if word in at.stated.elements), None)
-    return Pair(codes, scales, packing, rule, fp6, at.stated.block).judged()
+    return judged(codes, scales, packing, rule, fp6, at.stated.block)
 
 
 def _writer(
@@ -106,7 +106,7 @@ def _unsigned(codes: StoredTensor, scales: StoredTensor, zeros: StoredTensor | N
     if zeros is None:
         return None
     signed = StoredTensor(codes.name, "I8", codes.shape, codes.file, codes.offset, codes.nbytes)
-    return Pair(signed, scales, Packing.scaled).judged()
+    return judged(signed, scales, Packing.scaled)
 
 
 def _quark_int4(codes: StoredTensor, scales: StoredTensor) -> Judged | None:
@@ -137,6 +137,8 @@ def _bitsandbytes(codes: StoredTensor, scb: StoredTensor, at: Lookup, module: st
 
 def add_inputs(members: Members, at: Lookup, name: str, module: str | None) -> None:
     """What a quantized weight's module says of its input: scales, zero points, factors."""
+    if not any(word.endswith(_INPUTS) for word in at.last_words):
+        return
     for prefix in (f"{name}_", module):
         if prefix is None:
             continue
@@ -146,3 +148,4 @@ def add_inputs(members: Members, at: Lookup, name: str, module: str | None) -> N
 
 
 _INPUT_SCALES = ("input_scale", "input_global_scale", "activation_scale", "qscale_act")
+_INPUTS = (*_INPUT_SCALES, "input_zero_point", "pre_quant_scale")

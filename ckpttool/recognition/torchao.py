@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ckpttool.codecs.formats import GlobalScale, Packing
 from ckpttool.recognition.found import FLOATS, Lookup, Members
-from ckpttool.recognition.judged import FP8, Pair
+from ckpttool.recognition.judged import FP8, judged
 from ckpttool.tensors import Role, StoredTensor, Weight
 
 QDATA = "_qdata"
@@ -28,10 +28,10 @@ def torchao(codes: StoredTensor, at: Lookup) -> Weight | None:
     whole = at.get(f"{module}{dot}{last}_per_tensor_scale")
     rule = GlobalScale.multiplies if whole else GlobalScale.none
     packing = Packing.scaled if codes.dtype in FP8 else Packing.torchao
-    judged = Pair(codes, scales, packing, rule).judged()
-    if judged is None:
+    known = judged(codes, scales, packing, rule)
+    if known is None:
         return None
     members = Members([(Role.codes, codes), (Role.scales, scales)])
     members.add(Role.global_scale, whole)
     members.add(Role.zero_points, at.get(f"{module}{dot}{last}_zero_point"))
-    return members.weight(f"{module}{dot}{last[1:]}", judged.codec, judged.shape)
+    return members.weight(f"{module}{dot}{last[1:]}", known.codec, known.shape)
