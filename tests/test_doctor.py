@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import header_checkpoints
+import llamacpp
+import numpy as np
 import pytest
 from commandline import run
 from jsonschema import Draft202012Validator
@@ -29,7 +31,7 @@ from packaging.version import Version as PackagingVersion
 
 import ckpttool
 from ckpttool.doctor import gpus, probe, tables
-from ckpttool.doctor.facts import GPT_OSS_20B, GPT_OSS_120B, CheckpointFacts
+from ckpttool.doctor.facts import GPT_OSS_20B, GPT_OSS_120B, CheckpointFacts, checkpoint_facts
 from ckpttool.doctor.gpus import GIB, Gpu, named
 from ckpttool.doctor.judge import Verdict, judge, judge_runtime
 from ckpttool.doctor.logs import matches, messages
@@ -167,6 +169,7 @@ CASES = [
     Case("transformers-load-in-4bit", "refused", T, hf(), flags=("load_in_4bit",)),
     Case("transformers-4.55.0-no-gpu", "refused", T, hf("4.55.0", kernels=""), "cpu"),
     Case("transformers-4.55.0-no-gpu", "refused", T, hf("4.55.0", kernels=""), "cpu", flags=("dequantize",)),
+    Case("transformers-4.55.0-accelerate", "refused", T, hf("4.55.0", "3.3.1", "", accelerate="")),
     Case("transformers-4.55.0-dequantize", "dequantized", T, hf("4.55.0", kernels=""), flags=("dequantize",)),
     Case("transformers-4.55.0-kernels", "dequantized", T, hf("4.55.0", "3.3.1", kernels=""), "T4"),
     Case("transformers-4.55.0-triton-kernels", "dequantized", T, hf("4.55.0", kernels="0.9.0"), "T4"),
@@ -531,6 +534,17 @@ def test_what_transformers_really_says_is_known(name: str, loads: dict[str, list
     assert all(m.installed_affected is not False for m in found)
 
 
+def test_llama_cpp_on_this_cpu_does_what_the_doctor_says() -> None:
+    gguf = TINY / "gguf" / "tiny-gpt-oss-mxfp4_moe.gguf"
+    here = probe.probe("cpu")
+    report = {v.runtime: v for v in judge(here, checkpoint_facts(ckpttool.open_checkpoint(gguf)))}
+    assert (report[L].installed, report[L].path) == (True, "native")
+    assert np.isfinite(llamacpp.logits(gguf, [1, 2, 3])).all()
+    assert judge_runtime(L, here, facts("mxfp4")).path == "refused"
+    with pytest.raises(llamacpp.LlamaCppError):
+        llamacpp.logits(TINY / "hf" / "model-00001-of-00002.safetensors", [1, 2, 3])
+
+
 # ---------------------------------------------------------------------------------------------------------------- ways
 
 
@@ -878,6 +892,7 @@ def test_the_command_in_every_form_of_the_checkpoint() -> None:
     report = document(TINY / "hf", *H100, "--with", "vllm=0.33.0")
     assert report["checkpoint"]["form"] == "mxfp4"
     assert paths(report) == {T: "native", V: "native", U: "native", L: "refused", O: "refused"}
+    assert [r["runtime"] for r in report["runtimes"] if not r["reads_form"]] == [L, O]
     forms = {"parent": "bf16", "hf-bf16": "bf16", "unsloth": "bf16", "openai": "openai",
              "gguf/tiny-gpt-oss-mxfp4_moe.gguf": "gguf-mxfp4", "gguf/tiny-gpt-oss-bf16.gguf": "gguf-bf16",
              "gguf/tiny-gpt-oss-q4_k_m.gguf": "gguf-other"}  # fmt: skip
@@ -899,13 +914,24 @@ def test_the_command_without_a_checkpoint() -> None:
     assert [p["fits"] for p in report["prices"]] == [True, True, True, False]
 
 
+def test_another_model_is_not_spoken_of(tmp_path: Path) -> None:
+    config = {"model_type": "mixtral", "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rows = [("model.layers.0.block_sparse_moe.gate.weight", "BF16", (8, 64))]
+    header_checkpoints.write_safetensors(tmp_path / "model.safetensors", rows)
+    report = document(tmp_path, *H100)
+    assert report["checkpoint"]["form"] == "other"
+    assert set(paths(report).values()) == {"unknown"}
+    assert all(r["ways"] == [] for r in report["runtimes"])
+
+
 def test_flags_that_change_the_path() -> None:
     flags = {f["flag"]: f["path"] for f in document(TINY / "hf", *H100)["runtimes"][0]["flags"]}
     assert flags == {"dequantize": "dequantized", "use_kernels": "dequantized", "load_in_4bit": "refused"}
 
 
 def test_require_native() -> None:
-    fine = document(TINY / "hf", *H100, "--with", "xllamacpp=none", "--with", "llama.cpp=none", "--require", "native")
+    fine = document(TINY / "hf", *H100, "--with", "llama.cpp=11549", "--require", "native")  # which reads GGUF only
     assert (fine["ok"], fine["failing"], fine["required"]) == (True, [], "native")
     old = document(
         TINY / "hf", *H100, "--with", "triton=3.3", "--with", "llama.cpp=none", "--require", "native", code=1

@@ -37,8 +37,9 @@ class FlagEffect:
 class RuntimeReport:
     """The verdict of one runtime: `path` is native, emulated, dequantized, refused or unknown.
 
-    `version` is what was judged, `installed` whether it is here. `rule` decided, read in `source`; `basis` says how
-    that version stands to those whose code was read. `weights_bytes` lie in memory on this path. `ways` are commands
+    `version` is what was judged, `installed` whether it is here; `reads_form` is False where the checkpoint would have
+    to be converted first. `rule` decided, read in `source`; `basis` says how that version stands to those whose code
+    was read. `weights_bytes` lie in memory on this path. `ways` are commands
     that lead to something better, `left_out` those that would not fit the memory; `flags` change the path.
     """
 
@@ -47,6 +48,7 @@ class RuntimeReport:
     version: str | None
     installed: bool
     path: str
+    reads_form: bool
     because: str
     doubts: tuple[str, ...]
     rule: str | None
@@ -88,8 +90,8 @@ class Price:
 class Diagnosis:
     """The whole report. `checkpoint` is None where none was given: it is then about gpt-oss in MXFP4 in general.
 
-    `ok` is False where `required` asks for a path that a runtime which is installed (or named) does not take;
-    `failing` names those.
+    `ok` is False where `required` asks for a path that an installed runtime which reads the checkpoint does not take
+    (or where no such runtime is installed); `failing` names those.
     """
 
     schema: str
@@ -134,7 +136,7 @@ def diagnose(
 
         checkpoint = open_checkpoint(source)
         facts = checkpoint_facts(checkpoint)
-        served = _serving(source, environment, facts)
+        served = _serving(source, environment)
         facts = replace(facts, kv_nbytes=served.kv, overhead_nbytes=served.overhead)
         notes += [f"the checkpoint has problems: {p}" for p in checkpoint.problems[:1]]
     verdicts = judge(environment, facts)
@@ -162,7 +164,8 @@ def _report(verdict: Verdict, environment: Environment, facts: CheckpointFacts |
     nbytes = weights_bytes(facts, verdict.path)
     ways, left_out = ways_out(verdict, environment, facts)
     return RuntimeReport(
-        runtime.name, runtime.title, verdict.version, verdict.installed, verdict.path, verdict.because, verdict.doubts,
+        runtime.name, runtime.title, verdict.version, verdict.installed, verdict.path, verdict.reads_form,
+        verdict.because, verdict.doubts,
         verdict.rule, verdict.source, verdict.basis, nbytes, fits(nbytes, environment, facts, runtime.name),
         None if verdict.installed else runtime.install, ways, left_out,
         tuple(_flags(verdict, environment, facts)),
@@ -179,11 +182,14 @@ def _flags(verdict: Verdict, environment: Environment, facts: CheckpointFacts | 
 
 
 def _failing(reports: Sequence[RuntimeReport], require: str | None) -> tuple[str, ...]:
-    """The runtimes that do not take the required path: of those installed; of all, where none is."""
+    """The runtimes that do not take the required path: of those installed that read the checkpoint as it is stored.
+
+    Where none of those is installed, all: nothing here runs it.
+    """
     if require is None:
         return ()
-    asked = [r for r in reports if r.installed] or list(reports)
-    return tuple(r.runtime for r in asked if r.path != require)
+    asked = [r for r in reports if r.installed and r.reads_form]
+    return tuple(r.runtime for r in asked or reports if not asked or r.path != require)
 
 
 def _environment(environment: Environment) -> EnvironmentReport:
@@ -209,12 +215,10 @@ class _Serving:
     overhead: int = 0
 
 
-def _serving(source: str | Path, environment: Environment, facts: CheckpointFacts) -> _Serving:
+def _serving(source: str | Path, environment: Environment) -> _Serving:
     """The last lines of `estimate` on the GPU looked at: which context it holds, and the command that serves it."""
     from ckpttool.estimator import estimate
 
-    if facts.form == "other":
-        return _Serving()
     try:
         report = estimate(source, gpu=_card(environment.gpu))
     except InputError as e:  # it needs a config.json, which the verdicts do not

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckpttool.checkpoint import Checkpoint
 
+GPT_OSS = "gpt-oss"
 BF16 = 2
 """Bytes of a value."""
 
@@ -59,12 +60,12 @@ def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
 def _form(checkpoint: Checkpoint) -> str:
     formats = {w.codec.format.name for w in checkpoint.weights}
     dialect = checkpoint.dialect.name if checkpoint.dialect else None
+    if checkpoint.arch is None or checkpoint.arch.name != GPT_OSS:
+        return "other"
     if checkpoint.container == "gguf":
         if "MXFP4" in formats:
             return "gguf-mxfp4"
         return "gguf-bf16" if formats <= {"F32", "F16", "BF16"} else "gguf-other"
-    if checkpoint.arch is None or checkpoint.arch.name != "gpt-oss":
-        return "other"
     if dialect == "openai":
         return "openai"
     if "MXFP4" in formats:

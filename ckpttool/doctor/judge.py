@@ -25,7 +25,7 @@ class Verdict:
 
     `version` is the runtime's; `installed` is False where it is not here and is judged as if it were, in the newest
     version that was read. `rule` decided, `because` is its reason; `basis` says how far the rules were read for that
-    version. `ways` names ways out.
+    version. `ways` names ways out. `reads_form` is False where the checkpoint would have to be converted first.
     """
 
     runtime: str
@@ -38,6 +38,7 @@ class Verdict:
     doubts: tuple[str, ...]
     basis: str
     ways: tuple[str, ...]
+    reads_form: bool = True
 
 
 def judge(
@@ -115,6 +116,7 @@ class _Case:
         return replace(
             self._said(inner.path, because, rule),
             ways=inner.ways,
+            reads_form=inner.reads_form,
             doubts=doubts,
             source=f"{rule.source}; {inner.source}",
         )
@@ -136,6 +138,7 @@ class _Case:
             self._doubts(rule),
             basis(self.runtime.name, self.version, self.rows),
             rule.ways if rule else (),
+            rule is None or not rule.refuses_form,
         )
 
     def _doubts(self, rule: Rule | None) -> tuple[str, ...]:

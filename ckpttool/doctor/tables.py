@@ -34,6 +34,12 @@ class Rule:
     like: str | None = None
     without_flag: str | None = None
 
+    @property
+    def refuses_form(self) -> bool:
+        """Whether it speaks of how the checkpoint is stored alone: the runtime would read it once converted."""
+        asked = {name for name, wanted in self.when.items() if wanted}
+        return self.path == "refused" and asked == {"form"}
+
 
 @dataclass(frozen=True)
 class Way:
