@@ -251,6 +251,7 @@ CASES = [
     Case("unsloth-like-transformers", "native", U, unsloth(), "T4"),
     Case("llama.cpp-safetensors", "refused", L, {"llama.cpp": "11549"}),
     Case("llama.cpp-binding-before", "refused", L, {"llama.cpp": "?", "llama_cpp_python": "0.3.14"}, form="gguf-mxfp4"),
+    Case("llama.cpp-int8-cores", "native", L, {"llama.cpp": "?", "llama_cpp_python": "0.3.16"}, form="gguf-mxfp4"),
     Case("llama.cpp-old-build", "unknown", L, {"llama.cpp": "6000"}, form="gguf-mxfp4"),
     Case("llama.cpp-gguf-bf16", "dequantized", L, {"llama.cpp": "11549"}, form="gguf-bf16"),
     Case("llama.cpp-gguf-other", "native", L, {"llama.cpp": "11549"}, form="gguf-other"),
@@ -334,6 +335,10 @@ def test_what_is_not_known_is_said_to_be_unknown() -> None:
     assert (no_amx.path, "AMX" in no_amx.because) == ("unknown", True)
     odd = hf() | {"transformers": "?"}
     assert judge_runtime(T, Environment(named("H100"), packages=odd), facts("mxfp4")).path == "unknown"
+    untagged = judge_runtime(V, Environment(named("T4"), packages={"vllm": "0.1.dev17670+gb2cfae777"}), facts("mxfp4"))
+    assert (untagged.path, untagged.version) == ("refused", "0.1.dev17670+gb2cfae777")  # by its capability alone
+    assert untagged.rule == "vllm-capability"
+    assert "no version known" in untagged.basis
     other = judge(Environment(named("H100"), packages=hf()), facts("other"))
     assert {v.path for v in other} == {"unknown"}
 

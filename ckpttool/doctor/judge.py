@@ -6,6 +6,7 @@ leaves the verdict unknown, unless what follows says the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -225,7 +226,13 @@ class _Case:
 _WORDS = {"capability": "the GPU's compute capability", "gfx": "the GPU's target", "amx": "whether there is AMX"}
 
 
+_UNTAGGED = re.compile(r"0\.[01]\.dev\d")
+"""How builds from a clone without tags call themselves (vLLM's 0.1.dev17670): that is no old version, but any."""
+
+
 def _version(text: str) -> Version | None:
+    if _UNTAGGED.match(text):
+        return None
     try:
         return Version(text)
     except ValueError:
