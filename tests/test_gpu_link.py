@@ -22,7 +22,7 @@ from ckpttool.containers.source import LocalFile, LocalTarget  # noqa: E402
 from ckpttool.errors import InputError, LimitError, LocalIOError  # noqa: E402
 from ckpttool.reports import Conversion  # noqa: E402
 
-MODEL = Model(Sizes(layers=2, experts=2, hidden=32, intermediate=64, vocab=300))
+MODEL = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
 NATIVE = torch.cuda.is_available()
 
 CONVERSIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,7 +31,7 @@ CONVERSIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "dequantize, rows": ("hf", {"to": "gguf", "experts": "bf16"}),
     "repack": ("hf", {"to": "gguf"}),
     "quantize, transposed": ("hf-bf16", {"to": "mxfp4", "recipe": "ocp"}),
-    "quantize, transposed, to structs": ("hf-bf16", {"to": "gguf", "experts": "mxfp4"}),
+    "quantize, transposed, to structs": ("hf-bf16", {"to": "gguf", "experts": "mxfp4", "recipe": "ocp"}),
 }
 
 
@@ -120,15 +120,14 @@ def test_the_plan_says_where_and_what_it_takes(sources: dict[str, Path], tmp_pat
     assert (report.devices, report.gpu_memory) == (("cpu",), 0)
 
 
-@pytest.mark.parametrize("bits", [0x7FC0, 0xFF80])
-def test_a_bad_value_is_named_as_on_the_cpu(bits: int, tmp_path: Path) -> None:
+def test_a_bad_value_is_named_as_on_the_cpu(tmp_path: Path) -> None:
     def change(tensors: Tensors) -> None:
-        tensors["model.layers.1.mlp.experts.gate_up_proj"].array[1, 20, 77] = bits
+        tensors["model.layers.0.mlp.experts.gate_up_proj"].array[1, 20, 77] = 0xFF80
 
     source = builders.write(MODEL, tmp_path / "source", "hf-bf16", change=change)
     said = []
     for device in ("cpu", "cuda"):
-        with pytest.raises(InputError, match=r"layer\.1\.up, expert 1, row 38, block 0") as caught:
+        with pytest.raises(InputError, match=r"layer\.0\.up, expert 1, row 38, block 0") as caught:
             convert(source, tmp_path / device, device, to="mxfp4", recipe="ocp")
         said.append(str(caught.value))
         assert [p.name for p in tmp_path.iterdir()] == ["source"]
@@ -160,7 +159,7 @@ def test_a_card_that_fails_loses_nothing(
 
     def transcode(self: Lane, *args: Any) -> None:
         calls.append(self)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\nadvice for developers")
         original(self, *args)
 
@@ -174,7 +173,7 @@ def test_a_card_that_fails_loses_nothing(
     assert "--device cpu" in str(caught.value.hint)
     assert not (tmp_path / "out").exists()
     report = convert(sources["hf"], tmp_path / "out", "cpu", to="bf16")
-    assert report.run["slabs_resumed"] >= 3
+    assert report.run["slabs_resumed"] >= 2
     assert files(report) == files(convert(sources["hf"], tmp_path / "whole", "cpu", to="bf16"))
 
 
@@ -211,7 +210,7 @@ def test_a_file_that_fails_in_the_middle_of_a_slab(
 
     def fails(self: Any, offset: int, buffer: Any) -> None:
         calls.append(offset)
-        if len(calls) == 90:
+        if len(calls) == 20:
             raise LocalIOError("Input/output error", file="x", hint="")
         original(self, offset, buffer)
 
