@@ -312,12 +312,15 @@ def test_global_scale_of_compressed_tensors_divides(tmp_path: Path) -> None:
     [
         ("mxfp4", Is("MXFP4", "torchao", 1, 32, "E8M0")),
         ("mxfp8", Is("MXFP8_E4M3", "scaled", 1, 32, "E8M0")),
+        ("nvfp4", Is("NVFP4", "torchao", 1, 16, "E4M3", "global scale", "multiplies")),
+        ("nvfp4 without a global scale", Is("NVFP4", "torchao", 1, 16, "E4M3")),
         ("fp8", Is("FP8_E4M3", "scaled", 1, 0, "F32")),
         ("int8", Is("INT8", "torchao", 1, 0, "F32", _ZEROS)),
     ],
 )
 def test_torchao(name: str, expected: Is, tmp_path: Path) -> None:
     from torchao.prototype.mx_formats.mx_tensor import MXTensor
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
@@ -326,6 +329,10 @@ def test_torchao(name: str, expected: Is, tmp_path: Path) -> None:
     if name.startswith("mx"):
         element = torch.float8_e4m3fn if name == "mxfp8" else torch.float4_e2m1fn_x2
         made = {MODULE + "weight": MXTensor.to_mx(layer.weight.data.bfloat16(), element, 32)}
+    elif name.startswith("nv"):
+        dense = layer.weight.data.bfloat16()
+        whole = per_tensor_amax_to_scale(dense.abs().max()) if name == "nvfp4" else None
+        made = {MODULE + "weight": NVFP4Tensor.to_nvfp4(dense, per_tensor_scale=whole)}
     else:
         quantize_(layer, Float8WeightOnlyConfig() if name == "fp8" else Int8WeightOnlyConfig(version=2))
         made = {MODULE + "weight": layer.weight.data}
