@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ckpttool.diff import compare
     from ckpttool.doctor.diagnosis import diagnose
     from ckpttool.errors import CkptError
-    from ckpttool.estimator import estimate
     from ckpttool.inspector import inspect
+    from ckpttool.serving.estimator import estimate
     from ckpttool.verifier import verify
 
 __all__ = [
@@ -53,7 +53,7 @@ _HOMES = {
     "convert": "api",
     "dequantize": "codecs.arrays",
     "diagnose": "doctor.diagnosis",
-    "estimate": "estimator",
+    "estimate": "serving.estimator",
     "inspect": "inspector",
     "open_checkpoint": "checkpoint",
     "plan": "api",

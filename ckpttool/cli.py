@@ -194,7 +194,8 @@ Examples:
 @_shared
 def estimate(source: str, as_json: bool, debug: bool, **options: Any) -> None:
     """Say what serving the checkpoint SOURCE takes: weights, KV cache, overhead; which GPUs hold it, and how fast."""
-    from ckpttool import estimator, render
+    from ckpttool import render
+    from ckpttool.serving import estimator
 
     render.show_estimate(estimator.estimate(source, **options), as_json)
 
@@ -213,8 +214,12 @@ Examples:
 
 @cli.command(epilog=DOCTOR_EPILOG)
 @click.argument("source", type=click.Path(), required=False)
-@click.option("--gpu", metavar="NAME|sm_N|cpu", help="Take this GPU for what is here: T4, A100, H100, sm_120, MI300X ...")
-@click.option("--python", type=click.Path(), metavar="PATH", help="Look at this interpreter's or environment's packages.")
+@click.option(
+    "--gpu", metavar="NAME|sm_N|cpu", help="As if this GPU were here: T4, H100, sm_120, MI300X ..."
+)
+@click.option(
+    "--python", type=click.Path(), metavar="PATH", help="The packages of this interpreter or environment."
+)
 @click.option("--with", "extra", multiple=True, metavar="PKG=VERSION", help="As if it were installed; none: as if not.")
 @click.option("--log", type=click.Path(allow_dash=True), metavar="FILE|-", help="Look for known messages in a log.")
 @click.option("--require", **_words("native"), help="Exit 1 unless every installed runtime takes this path.")

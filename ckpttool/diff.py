@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpttool import comparison
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
-from ckpttool.comparison import PartComparison, Status, compared_nbytes
-from ckpttool.comparison_config import FieldDifference, config_differences, metadata_differences, said
-from ckpttool.comparison_pairs import by_part
-from ckpttool.comparison_tokens import SideFile, side_files
+from ckpttool.comparison import parts as comparison
+from ckpttool.comparison.config import FieldDifference, config_differences, metadata_differences, said
+from ckpttool.comparison.pairs import by_part
+from ckpttool.comparison.parts import PartComparison, Status, compared_nbytes
+from ckpttool.comparison.tokens import SideFile, side_files
 from ckpttool.containers.gguf_values import Scalar
 from ckpttool.places import LocalFolder
 

@@ -64,11 +64,17 @@ def listed(folder: Path) -> dict[str, int]:
 OPTIONS = {
     "convert": {
         "--to", "--experts", "--outtype", "--dtype", "--recipe", "--scale-rule", "--ties", "--lossless", "--device",
-        "--workers", "--max-memory", "--max-gpu-memory", "--max-shard-size", "--reference", "--model-name", "--dry-run", "--json",
-        "--overwrite", "--no-verify", "--debug",
+        "--workers", "--max-memory", "--max-gpu-memory", "--max-shard-size", "--reference", "--model-name",
+        "--dry-run", "--json", "--overwrite", "--no-verify", "--debug",
     },
     "inspect": {"--json", "--debug"},
     "verify": {"--json", "--debug"},
+    "estimate": {
+        "--context", "--batch", "--kv-cache-dtype", "--tp", "--gpu-memory-utilization", "--gpu", "--as", "--json",
+        "--debug",
+    },
+    "doctor": {"--gpu", "--python", "--with", "--log", "--require", "--json", "--debug"},
+    "diff": {"--headers-only", "--json", "--debug"},
 }  # fmt: skip
 
 

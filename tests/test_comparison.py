@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from independent import floats
 from numpy.typing import NDArray
 
-from ckpttool import comparison, comparison_pairs, comparison_slabs
 from ckpttool.checkpoint import open_checkpoint
-from ckpttool.comparison import PartComparison, Place, Status, compare_parts, compared_nbytes
+from ckpttool.comparison import pairs as comparison_pairs
+from ckpttool.comparison import parts as comparison
+from ckpttool.comparison import slabs as comparison_slabs
+from ckpttool.comparison.parts import PartComparison, Place, Status, compare_parts, compared_nbytes
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-gpt-oss"
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}

@@ -17,7 +17,7 @@ from commandline import run
 from jsonschema import Draft202012Validator
 
 import ckpttool
-from ckpttool.comparison_config import FieldDifference, Said, changes_forward, config_differences, flat
+from ckpttool.comparison.config import FieldDifference, Said, changes_forward, config_differences, flat
 from ckpttool.diff import Diff, compare
 
 ROOT = Path(__file__).parents[1]

@@ -963,7 +963,7 @@ def test_full_size_models_are_priced(tmp_path: Path) -> None:
 
 
 def test_it_ends_with_the_lines_of_estimate() -> None:
-    from ckpttool.estimator import estimate
+    from ckpttool.serving.estimator import estimate
 
     asked = estimate(TINY / "hf", gpu="H100")
     out = run("doctor", TINY / "hf", "--gpu", "H100").out.rstrip("\n").split("\n")

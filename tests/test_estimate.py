@@ -17,12 +17,13 @@ from header_checkpoints import write_headers, write_safetensors
 from jsonschema import Draft202012Validator
 
 import ckpttool
-from ckpttool import kvcache, overhead, serving
 from ckpttool.archs.facts import facts_of, facts_of_config
-from ckpttool.cards import SIZES, card, usual_cards
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.errors import InputError, UsageError
-from ckpttool.estimator import Asked, summary_lines
+from ckpttool.serving import commands as serving
+from ckpttool.serving import kvcache, overhead
+from ckpttool.serving.cards import SIZES, card, usual_cards
+from ckpttool.serving.estimator import Asked, summary_lines
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "schemas" / "estimate.v1.json").read_text("utf-8"))
@@ -331,7 +332,8 @@ def test_cards_and_sizes() -> None:
 
 
 def test_cards_are_sold_in_the_sizes_that_doctor_knows() -> None:
-    tables = [tomllib.loads((ROOT / "ckpttool" / p).read_text("utf-8")) for p in ("cards.toml", "doctor/gpus.toml")]
+    paths = (ROOT / "ckpttool" / "serving" / "cards.toml", ROOT / "ckpttool" / "doctor" / "gpus.toml")
+    tables = [tomllib.loads(p.read_text("utf-8")) for p in paths]
     sizes = {name: row["memory"] for row in tables[1]["gpu"] for name in row["names"]}
     shared = {row["name"]: row["sold"] for row in tables[0]["card"] if row["name"] in sizes}
     assert len(shared) > 15

@@ -14,11 +14,11 @@ from header_checkpoints import write_headers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpttool import kvcache
 from ckpttool.archs import arch_tables
 from ckpttool.archs.facts import FACTS, ModelFacts, facts_of, facts_of_config
 from ckpttool.checkpoint import open_checkpoint
 from ckpttool.errors import InputError
+from ckpttool.serving import kvcache
 
 ALTERNATING = ("sliding", "full") * 12
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ckpttool.codecs import cpu, measure, plain
 from ckpttool.codecs.measure import RowErrors, measure_floats
-from ckpttool.comparison_sums import Tally, exact_sum
+from ckpttool.comparison.sums import Tally, exact_sum
 
 UINT = {"BF16": np.uint16, "F32": np.uint32}
 SPECIALS = {

@@ -15,11 +15,15 @@ import pytest
 from commandline import run
 from jsonschema import Draft202012Validator
 
-from ckpttool import comparison, comparison_config, comparison_tokens, diff, estimator, reports
+from ckpttool import diff, reports
 from ckpttool.codecs.formats import Recipe
+from ckpttool.comparison import config as comparison_config
+from ckpttool.comparison import parts as comparison
+from ckpttool.comparison import tokens as comparison_tokens
 from ckpttool.doctor import diagnosis, logs, ways
 from ckpttool.doctor.facts import CheckpointFacts
 from ckpttool.doctor.gpus import Gpu
+from ckpttool.serving import estimator
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((ROOT / "schemas").glob("*.json"))}

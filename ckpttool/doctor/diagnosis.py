@@ -217,7 +217,7 @@ class _Serving:
 
 def _serving(source: str | Path, environment: Environment) -> _Serving:
     """The last lines of `estimate` on the GPU looked at: which context it holds, and the command that serves it."""
-    from ckpttool.estimator import estimate
+    from ckpttool.serving.estimator import estimate
 
     try:
         report = estimate(source, gpu=_card(environment.gpu))
@@ -236,7 +236,7 @@ def _served(served: _Serving, reports: Sequence[RuntimeReport]) -> tuple[str, ..
 
 def _card(gpu: Gpu) -> str | None:
     """The GPU as estimate takes it: by name where its memory is that card's, else by its memory; None is no GPU."""
-    from ckpttool.cards import card
+    from ckpttool.serving.cards import card
 
     if gpu.device not in ("cuda", "rocm") or not gpu.memory:
         return None

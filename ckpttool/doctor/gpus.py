@@ -97,7 +97,7 @@ def _gpu(row: dict[str, Any], name: str, gib: int) -> Gpu:
 
 def _reported(name: str) -> int | None:
     """What the driver of a GPU of that name reports, where the table of cards knows it."""
-    from ckpttool.cards import card
+    from ckpttool.serving.cards import card
 
     try:
         found = card(name)

@@ -13,8 +13,8 @@ from ckpttool.reports import document
 from ckpttool.units import size
 
 if TYPE_CHECKING:
-    from ckpttool.comparison import PartComparison
-    from ckpttool.comparison_config import FieldDifference
+    from ckpttool.comparison.config import FieldDifference
+    from ckpttool.comparison.parts import PartComparison
     from ckpttool.diff import Diff, DiffSide
 
 WORST = 10

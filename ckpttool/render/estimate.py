@@ -9,7 +9,7 @@ from ckpttool.render.terminal import print_json, say, say_notes, table
 from ckpttool.reports import document
 
 if TYPE_CHECKING:
-    from ckpttool.estimator import Estimate
+    from ckpttool.serving.estimator import Estimate
 
 
 def show_estimate(report: Estimate, as_json: bool) -> None:

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ckpttool.checkpoint import Checkpoint
-from ckpttool.comparison_pairs import Group, Holding, groups, holdings
-from ckpttool.comparison_slabs import SCRATCH_NBYTES, Files, PartFound, SlabReader
-from ckpttool.comparison_sums import Tally
+from ckpttool.comparison.pairs import Group, Holding, groups, holdings
+from ckpttool.comparison.slabs import SCRATCH_NBYTES, Files, PartFound, SlabReader
+from ckpttool.comparison.sums import Tally
 from ckpttool.containers.remote import RemoteFile, open_file
 from ckpttool.containers.source import LocalFile
 

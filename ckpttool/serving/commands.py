@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
-from ckpttool.cards import Card
-from ckpttool.pricing import NATIVE
+from ckpttool.serving.cards import Card
+from ckpttool.serving.pricing import NATIVE
 
 if TYPE_CHECKING:
     from ckpttool.checkpoint import Checkpoint
-    from ckpttool.estimator import Asked
+    from ckpttool.serving.estimator import Asked
 
 TRIED_TP = (1, 2, 4, 8)
 SERVED = {"hf": None, "hf-bf16": None, "openai": "mxfp4", "unsloth": "bf16", "gguf": "mxfp4"}

@@ -19,8 +19,8 @@ from ckpttool.codecs.measure import differing, joined, measure
 from ckpttool.codecs.reference import BadBlock
 from ckpttool.codecs.transcode import Bytes, Operand, transcode
 from ckpttool.codecs.values import decodable, meeting, values
-from ckpttool.comparison_pairs import Extents, Group
-from ckpttool.comparison_sums import Tally
+from ckpttool.comparison.pairs import Extents, Group
+from ckpttool.comparison.sums import Tally
 from ckpttool.containers.remote import RemoteFile
 from ckpttool.containers.source import LocalFile
 from ckpttool.slabwork import ALIGNMENT, Laid, lay

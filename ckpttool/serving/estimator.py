@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckpttool import kvcache, overhead, serving
 from ckpttool.archs.facts import ModelFacts, facts_of
 from ckpttool.archs.purposes import purposes_of
-from ckpttool.cards import Card, card, usual_cards
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.errors import UsageError
 from ckpttool.parameters import count_parameters, uses_of
-from ckpttool.pricing import NATIVE, PRICES, Weights, weigh
+from ckpttool.serving import commands as serving
+from ckpttool.serving import kvcache, overhead
+from ckpttool.serving.cards import Card, card, usual_cards
+from ckpttool.serving.pricing import NATIVE, PRICES, Weights, weigh
 
 DEFAULT_CONTEXT = 8192
 

@@ -1,0 +1,1 @@
+"""Two checkpoints, part by part: the same bytes, the same values, or how far apart."""
