@@ -15,59 +15,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StoredReport:
-    """A row of a file header; `offset` is absolute in `file`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class WeightReport:
-    """One weight: `shape` and `parameters` are logical, `part` is None where no architecture matches."""
-
-    name: str
-    part: str | None
-    format: str
-    packing: str
-    shape: tuple[int, ...]
-    parameters: int
-    nbytes: int
-    stored: tuple[StoredReport, ...]
-
-
-@dataclass(frozen=True)
-class FileReport:
-    """One file of a checkpoint."""
-
-    name: str
-    nbytes: int
-    header_sha256: str
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a checkpoint holds, by its headers. `parameters` counts two packed codes a byte and no scales."""
-
-    schema: str
-    source: str
-    arch: str | None
-    dialect: str | None
-    container: str
-    parameters: int
-    nbytes: int
-    bits_per_weight: float
-    files: tuple[FileReport, ...]
-    tensors: tuple[WeightReport, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class PlannedFile:
     """A file to write."""
 

@@ -20,7 +20,7 @@ from ckpttool.archs import arches
 from ckpttool.checkpoint import digest
 from ckpttool.codecs.formats import ggml_codec
 from ckpttool.containers.ggml_types import GGML_TYPES
-from ckpttool.reports import Inspection, WeightReport
+from ckpttool.inspection.report import Inspection, WeightReport
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny-gpt-oss"
 MODEL = Model(Sizes(layers=11, hidden=32, intermediate=64, vocab=300))

@@ -23,6 +23,7 @@ from ckpttool.comparison import tokens as comparison_tokens
 from ckpttool.doctor import diagnosis, logs, ways
 from ckpttool.doctor.facts import CheckpointFacts
 from ckpttool.doctor.gpus import Gpu
+from ckpttool.inspection import report as inspection
 from ckpttool.serving import estimator
 
 ROOT = Path(__file__).parents[1]
@@ -30,10 +31,26 @@ SCHEMAS = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((ROOT / "sch
 MODEL = builders.Model(builders.Sizes(layers=1))
 
 FIELDS = {
-    ("inspection.v1",): reports.Inspection,
-    ("inspection.v1", "$defs", "file"): reports.FileReport,
-    ("inspection.v1", "$defs", "weight"): reports.WeightReport,
-    ("inspection.v1", "$defs", "stored"): reports.StoredReport,
+    ("inspection.v1",): inspection.Inspection,
+    ("inspection.v1", "$defs", "file"): inspection.FileReport,
+    ("inspection.v1", "$defs", "weight"): inspection.WeightReport,
+    ("inspection.v1", "$defs", "stored"): inspection.StoredReport,
+    ("inspection.v1", "$defs", "finding"): inspection.Finding,
+    ("inspection.v1", "$defs", "summary"): inspection.Summary,
+    ("inspection.v1", "$defs", "format"): inspection.FormatShare,
+    ("inspection.v1", "$defs", "layout"): inspection.LayoutReport,
+    ("inspection.v1", "$defs", "attention"): inspection.AttentionReport,
+    ("inspection.v1", "$defs", "rope"): inspection.RopeReport,
+    ("inspection.v1", "$defs", "router"): inspection.RouterReport,
+    ("inspection.v1", "$defs", "vocabulary"): inspection.VocabularyReport,
+    ("inspection.v1", "$defs", "fingerprint"): inspection.FingerprintReport,
+    ("inspection.v1", "$defs", "scales"): inspection.ScaleReport,
+    ("inspection.v1", "$defs", "scale_counts"): inspection.ScaleCounts,
+    ("inspection.v1", "$defs", "histogram"): inspection.Histogram,
+    ("inspection.v1", "$defs", "codes"): inspection.CodeReport,
+    ("inspection.v1", "$defs", "expert_layer"): inspection.ExpertLayerReport,
+    ("inspection.v1", "$defs", "spread"): inspection.SpreadReport,
+    ("inspection.v1", "$defs", "expert_spread"): inspection.ExpertSpread,
     ("plan.v1",): reports.PlanReport,
     ("plan.v1", "$defs", "file"): reports.PlannedFile,
     ("plan.v1", "properties", "steps", "items"): reports.StepCount,
@@ -179,7 +196,12 @@ def at(document: Any, path: tuple[Any, ...]) -> Any:
     return document
 
 
-OPEN = {("run", "seconds"): {"total"}, ("run", "versions"): {"python"}}
+OPEN: dict[tuple[Any, ...], set[str]] = {
+    ("run", "seconds"): {"total"},
+    ("run", "versions"): {"python"},
+    ("summary", "said"): set(),
+    ("summary", "attention", "kinds"): set(),
+}
 """Objects whose keys are not all fixed, and those that are."""
 
 

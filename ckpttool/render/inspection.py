@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from ckpttool.errors import MESSAGE_LIMIT, shown
+from ckpttool.inspection.report import Inspection
 from ckpttool.render.terminal import MOST_PROBLEMS, many, more, print_json, say, say_notes, table
-from ckpttool.reports import Inspection, document
+from ckpttool.reports import document
 from ckpttool.units import size
 
 

@@ -1,0 +1,1 @@
+"""What `inspect` finds: the report, the summary, findings, scales and codes, experts."""
