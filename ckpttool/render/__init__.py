@@ -1,13 +1,21 @@
-"""Reports as text for a terminal, or as JSON; and the progress bar. Numbers are in the unit that people think in."""
+"""Reports as text for a terminal, or as JSON; and the progress bar. Numbers are in the unit that people think in.
 
-from ckpttool.render.bars import progress
-from ckpttool.render.conversion import show_conversion, show_plan, show_verification
-from ckpttool.render.diff import show_diff
-from ckpttool.render.doctor import show_doctor
-from ckpttool.render.estimate import show_estimate
-from ckpttool.render.failures import show_error, show_interrupted
-from ckpttool.render.inspection import show_inspection
-from ckpttool.render.terminal import OutputClosed, flush
+Each name loads its module on first use: what one command shows needs nothing of the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckpttool.render.bars import progress
+    from ckpttool.render.conversion import show_conversion, show_plan, show_verification
+    from ckpttool.render.diff import show_diff
+    from ckpttool.render.doctor import show_doctor
+    from ckpttool.render.estimate import show_estimate
+    from ckpttool.render.failures import show_error, show_interrupted
+    from ckpttool.render.inspection import show_inspection
+    from ckpttool.render.terminal import OutputClosed, flush
 
 __all__ = [
     "OutputClosed",
@@ -23,3 +31,28 @@ __all__ = [
     "show_plan",
     "show_verification",
 ]
+
+_HOMES = {
+    "OutputClosed": "terminal",
+    "flush": "terminal",
+    "progress": "bars",
+    "show_conversion": "conversion",
+    "show_diff": "diff",
+    "show_doctor": "doctor",
+    "show_error": "failures",
+    "show_estimate": "estimate",
+    "show_inspection": "inspection",
+    "show_interrupted": "failures",
+    "show_plan": "conversion",
+    "show_verification": "conversion",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckpttool.render' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"ckpttool.render.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
