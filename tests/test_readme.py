@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from header_checkpoints import write_headers
+from range_server import Repo, folder_files, serving
 
 import ckpttool
 import ckpttool.errors
@@ -79,12 +82,19 @@ def test_every_example_runs(workplace: Path, shell: dict[str, str]) -> None:
     bash(f"ckpttool {convert}", workplace, shell)
     assert (workplace / "tiny.gguf").is_file()
     others = [b for b in blocks("bash") if ".venv" not in b and "_COMPLETE" not in b]
-    assert len(others) == 2
-    for block in others:
-        for command in block.strip().splitlines():
-            bash(command, workplace, shell)
+    assert len(others) == 3
+    commands = [line for block in others for line in block.strip().splitlines() if not line.startswith("pip install")]
+    assert len(commands) == 13
+    with serving({}) as server:
+        for size in ("20b", "120b"):
+            write_headers(workplace / size, size)
+            Repo(server, f"openai/gpt-oss-{size}", folder_files(workplace / size)).publish()
+        for command in commands:
+            if not torch.cuda.is_available():  # Triton's interpreter would take a minute and a half
+                command = command.replace("--device cuda", "--device auto")
+            bash(command, workplace, {**shell, "HF_ENDPOINT": server.root})
     made = ("gpt-oss-20b-bf16", "my-finetune-mxfp4", "my-finetune.gguf", "back-again", "exact", "inspection.json")
-    assert all((workplace / name).exists() for name in made)
+    assert all((workplace / name).exists() for name in (*made, "20b-bf16"))
     assert not (workplace / "smaller.gguf").exists()
 
 
