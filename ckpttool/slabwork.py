@@ -104,8 +104,9 @@ class Worker:
         computed = perf_counter()
         crcs = []
         for at, (_, view) in zip(target_ranges(step, slab), target.pieces, strict=True):
-            self._targets[at.file].writeall(at.offset, view.data)
+            # First the CRC, which brings the bytes into the cache: one thread at a time writes to a file, and others wait.
             crcs.append(crc32(view.data))
+            self._targets[at.file].writeall(at.offset, view.data)
         self.phases.read += read - begun
         self.phases.compute += computed - read
         self.phases.write += perf_counter() - computed
