@@ -104,7 +104,7 @@ class Worker:
         computed = perf_counter()
         crcs = []
         for at, (_, view) in zip(target_ranges(step, slab), target.pieces, strict=True):
-            # First the CRC, which brings the bytes into the cache: one thread at a time writes to a file, and others wait.
+            # First the CRC, which brings the bytes into the cache: while one thread writes to a file, others wait.
             crcs.append(crc32(view.data))
             self._targets[at.file].writeall(at.offset, view.data)
         self.phases.read += read - begun
