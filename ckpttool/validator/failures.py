@@ -1,0 +1,24 @@
+"""What makes a candidate fail: one finding, with its place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_LAYER: Final = re.compile(r"layer\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`part` is the canonical part (or, without one, the weight) and `layer` its layer; None: it is of neither."""
+
+    part: str | None
+    layer: int | None
+    what: str
+
+
+def part_failure(part: str, what: str) -> Failure:
+    """A failure of one part, whose layer is in its name."""
+    found = _LAYER.match(part)
+    return Failure(part, int(found[1]) if found else None, what)
