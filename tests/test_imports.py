@@ -23,8 +23,8 @@ HEAVY = frozenset(
 )  # fmt: skip
 """Loaded on first use: never by a module's own imports, but for the kernels'."""
 
-KERNELS = {"codecs.cpu_": {"numba", "llvmlite"}, "codecs.gpu": {"torch", "triton"}}
-"""What compiled kernels, themselves loaded on first use, may import as they are."""
+KERNELS = {"codecs.cpu_": {"numba", "llvmlite"}, "codecs.gpu": {"torch", "triton"}, "validator.": {"torch"}}
+"""What compiled kernels and the forward pass, themselves loaded on first use, may import as they are."""
 
 UTILITIES = frozenset({"utils", "helpers", "common", "base", "manager", "core"})
 
