@@ -7,8 +7,7 @@ checkpoint, conversion refuses it, and either way the user sees the whole damage
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,14 +15,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ckpttool import damage
 from ckpttool.archs import Arch, Claim, Dialect, Sizes, arch_named, arches
 from ckpttool.archs.joins import Extent, PartShape
-from ckpttool.containers import gguf, limits, safetensors
+from ckpttool.containers import limits
+from ckpttool.containers.gguf_values import Array, Scalar, Value
 from ckpttool.containers.remote import FilePath, RemoteFolder, RemotePath, open_head
-from ckpttool.containers.source import LocalFile
+from ckpttool.containers.source import LocalFile, ReadableFile
 from ckpttool.containers.strict_json import Source, read_object
 from ckpttool.errors import CkptError, InputError, LimitError, UsageError, raise_all
 from ckpttool.locate import Located, companions, companions_of, locate
 from ckpttool.places import LocalFolder
-from ckpttool.recognition import Peeker, Recognition, gguf_weights, recognise
+from ckpttool.recognition import Recognition, gguf_weights
 from ckpttool.tensors import StoredTensor, Weight
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Checkpoint:
     container: str
     files: tuple[SourceFile, ...]
     weights: tuple[Weight, ...]
-    metadata: Mapping[str, gguf.Value]
+    metadata: Mapping[str, Value]
     config: Mapping[str, Any] | None
     companions: Mapping[str, Source]
     arch: Arch | None
@@ -202,6 +202,8 @@ def _each(located: Located) -> Iterable[tuple[Any, SourceFile] | CkptError]:
     if len(located.files) > limits.REMOTE_FILES:
         what = f"has {len(located.files)} files, more than the {limits.REMOTE_FILES} that are asked for"
         raise LimitError(what, file=str(located.folder), hint="download it and give the local folder")
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(limits.REMOTE_PARALLEL) as pool:
         try:
             return list(pool.map(lambda path: _header(path, located.container), located.files))
@@ -210,11 +212,22 @@ def _each(located: Located) -> Iterable[tuple[Any, SourceFile] | CkptError]:
             raise
 
 
+def _parser(container: str) -> Callable[[ReadableFile], Any]:
+    """Who reads the headers of this kind of file; the other kind's parser is not loaded."""
+    if container == "gguf":
+        from ckpttool.containers import gguf
+
+        return gguf.parse
+    from ckpttool.containers import safetensors
+
+    return safetensors.parse
+
+
 def _header(path: FilePath, container: str) -> tuple[Any, SourceFile] | CkptError:
     """The parsed header and what identifies the file, or what is wrong with it."""
     try:
         with open_head(path) as f:
-            header = (gguf if container == "gguf" else safetensors).parse(f)
+            header = _parser(container)(f)
             size = f.size
     except CkptError as e:
         return e
@@ -244,6 +257,8 @@ def _recognised(
     """The weights that the stored tensors make; small states are read where that costs no request."""
     if container == "gguf":
         return Recognition(gguf_weights(stored))
+    from ckpttool.recognition import Peeker, recognise
+
     here = {f.name: f.place for f in files if isinstance(f.place, Path)}
     if len(here) < len(files):
         return recognise(stored, config)
@@ -260,9 +275,7 @@ def _config(beside: Mapping[str, Source]) -> tuple[Mapping[str, Any] | None, lis
         return None, [e]
 
 
-def _declared(
-    container: str, metadata: Mapping[str, gguf.Value], config: Mapping[str, Any] | None
-) -> tuple[str, object]:
+def _declared(container: str, metadata: Mapping[str, Value], config: Mapping[str, Any] | None) -> tuple[str, object]:
     """What the checkpoint says that it is (None: nothing), and before it the key of `[arch]` that holds such names."""
     if container == "gguf":
         return "gguf", getattr(metadata.get("general.architecture"), "value", None)
@@ -297,7 +310,7 @@ def _dialect(
 def _sizes(
     arch: Arch | None,
     dialect: Dialect | None,
-    metadata: Mapping[str, gguf.Value],
+    metadata: Mapping[str, Value],
     config: Mapping[str, Any] | None,
     where: str,
 ) -> tuple[Sizes | None, list[CkptError]]:
@@ -324,17 +337,17 @@ def _sizes(
     return (None if bad else found), bad
 
 
-def _gguf_size(key: str, value: gguf.Value | None) -> object:
+def _gguf_size(key: str, value: Value | None) -> object:
     """What a key says of a size: a number, or for the vocabulary how many tokens are listed; else whatever is there."""
-    if isinstance(value, gguf.Array) and key == TOKENS:
+    if isinstance(value, Array) and key == TOKENS:
         return len(value)
-    return value.value if isinstance(value, gguf.Scalar) and key != TOKENS else value
+    return value.value if isinstance(value, Scalar) and key != TOKENS else value
 
 
 def _no_size(value: object) -> str:
-    if isinstance(value, gguf.Array):
+    if isinstance(value, Array):
         return f"is an array of {len(value)}, not a number"
-    if isinstance(value, gguf.Scalar):
+    if isinstance(value, Scalar):
         return "is a single value, not an array"
     return "is missing" if value is None else f"is {value!r}, which is no size"
 

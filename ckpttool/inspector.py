@@ -12,7 +12,8 @@ from ckpttool.errors import CkptError
 from ckpttool.expert_layout import expert_layouts
 from ckpttool.inspection.findings import finding_of, header_findings, in_order
 from ckpttool.inspection.report import FileReport, Finding, Inspection, Severity, StoredReport, WeightReport
-from ckpttool.inspection.summary import bits_per_weight, summarised
+from ckpttool.inspection.sample import sampled
+from ckpttool.inspection.summary import bits_per_weight, is_local, summarised
 from ckpttool.parameters import count_parameters
 from ckpttool.tensors import Role, Weight
 
@@ -35,6 +36,7 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
     layouts = expert_layouts(checkpoint, facts, purposes)
     counts = count_parameters(checkpoint, facts, purposes)
     findings += header_findings(checkpoint, facts, purposes, layouts)
+    print_ = sampled(checkpoint.weights, checkpoint.file_paths) if is_local(checkpoint) else None
     ordered = in_order(findings)
     return Inspection(
         schema="inspection.v1",
@@ -46,7 +48,7 @@ def inspection(checkpoint: Checkpoint) -> Inspection:
         active_parameters=counts.active,
         nbytes=checkpoint.nbytes,
         bits_per_weight=bits_per_weight(checkpoint.nbytes, checkpoint.parameters),
-        summary=summarised(checkpoint, facts, counts, layouts, None),
+        summary=summarised(checkpoint, facts, counts, layouts, print_),
         files=tuple(FileReport(f.name, f.size, f.header_sha256) for f in checkpoint.files),
         tensors=tuple(_weight(checkpoint, purposes, w) for w in checkpoint.weights),
         scales=None,

@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from ckpttool.containers.remote import FilePath, RemoteFolder
 from ckpttool.containers.strict_json import Source
@@ -103,6 +102,8 @@ def place(source: str | Path, *, remote: bool = True) -> tuple[LocalFolder | Rem
     """
     text = str(source)
     if is_url(text) and text.startswith("file://"):
+        from urllib.request import url2pathname  # it brings HTTP, mail and TLS with it
+
         source = Path(url2pathname(urlsplit(text).path))
     elif is_url(text):
         return _remote(text, remote)

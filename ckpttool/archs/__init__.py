@@ -20,6 +20,9 @@ from ckpttool.archs.joins import Join, PartShape
 if TYPE_CHECKING:
     from ckpttool.checkpoint import Checkpoint
 
+_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
+"""A layer's or expert's number in a name: all between two dots."""
+
 Sizes = Mapping[str, int]
 """The letters of an architecture's shapes, as numbers: {"L": 24, "E": 32, "H": 2880, ...}."""
 
@@ -45,7 +48,7 @@ class Dialect:
 
     def claim(self, name: str) -> Claim | None:
         """The row that `name` matches, with its numbers filled in, or None."""
-        for template, pattern in self._patterns():
+        for template, pattern in self._patterns().get(_NUMBER.sub("#", name), ()):
             if match := pattern.fullmatch(name):
                 numbers = {k: int(v) for k, v in match.groupdict().items()}
                 return self._filled(template, numbers)
@@ -71,9 +74,14 @@ class Dialect:
         return Claim(template.format(**numbers), join, numbers.get("e"))
 
     @cache  # noqa: B019 (dialects live as long as the process)
-    def _patterns(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    def _patterns(self) -> Mapping[str, list[tuple[str, re.Pattern[str]]]]:
+        """The rows' patterns by what names come to with # for their numbers: a name is held against one, not all."""
         number = r"(?P<\1>0|[1-9][0-9]{0,5})"
-        return tuple((t, re.compile(re.sub(r"\\{([le])\\}", number, re.escape(t)))) for t in self.rows)
+        out: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+        for t in self.rows:
+            pattern = re.compile(re.sub(r"\\{([le])\\}", number, re.escape(t)))
+            out.setdefault(_NUMBER.sub("#", re.sub(r"\{[le]\}", "0", t)), []).append((t, pattern))
+        return out
 
     def __hash__(self) -> int:
         return hash(self.name)

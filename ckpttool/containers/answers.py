@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
-import ipaddress
-import random
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from ckpttool.errors import NetworkError, UsageError
+
+if TYPE_CHECKING:
+    import ipaddress
 
 LATER: Final = "try again later"
 CHANGED: Final = "it was replaced meanwhile; run the command again"
@@ -54,6 +53,8 @@ class Stale(Exception):
 
 def jittered(pause: float) -> float:
     """`pause`, or up to half of it less, so that parallel requests do not come again all at once."""
+    import random
+
     return pause * random.uniform(0.5, 1)
 
 
@@ -98,6 +99,8 @@ def wait(status: int, headers: Mapping[str, str]) -> float | None:
 
 
 def _date(text: str) -> float | None:
+    import email.utils
+
     try:
         return email.utils.parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
@@ -144,6 +147,9 @@ def refuse_redirect(origin: str, target: str, label: str) -> None:
 
 
 def _addresses(host: str | None) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    import ipaddress
+    import socket
+
     try:
         return [ipaddress.ip_address(host or "")]
     except ValueError:

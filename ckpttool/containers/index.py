@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ def _total_size(value: dict[str, Any], file: str) -> int | None:
     return int(total)
 
 
+@lru_cache(maxsize=1 << 10)
 def _name_fault(name: str) -> str:
     """Why `name` is no plain name of a safetensors file; empty when it is one."""
     if not name or name in (".", ".."):

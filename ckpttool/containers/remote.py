@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Self
 
 from ckpttool.containers import limits
 from ckpttool.containers.answers import NotThere
-from ckpttool.containers.http import Ranges
 from ckpttool.containers.source import LocalFile
 from ckpttool.errors import InputError, LimitError, NetworkError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+    from ckpttool.containers.http import Ranges
 
 
 class RemoteFile:

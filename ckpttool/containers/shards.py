@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Final
 
 SAFETENSORS_SHARD: Final = 5 * 10**9
@@ -19,6 +18,8 @@ def parse_size(text: str) -> int:
 
     ValueError says what is legal, for the user.
     """
+    from decimal import Decimal
+
     found = _SIZE.fullmatch(text)
     unit = found[2].lower() if found else "?"
     if not found or unit == "i" or (unit.endswith("i") and not found[3]):

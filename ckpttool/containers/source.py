@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 import sys
 import threading
@@ -258,17 +257,23 @@ class LocalTarget(_Positional):
             return
         try:
             if not _fallocate(self._open_fd(), size):
-                free = shutil.disk_usage(self.path.parent).free
+                free = self._free()
                 if free < size:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.ftruncate(self._open_fd(), size)
         except OSError as error:
             raise self._no_room(size, error) from error
 
+    def _free(self) -> int:
+        """Bytes that are free where the file lies."""
+        import shutil  # it brings every kind of archive with it, and readers need none
+
+        return shutil.disk_usage(self.path.parent).free
+
     def _no_room(self, size: int, error: OSError) -> LocalIOError:
         if error.errno not in _NO_ROOM:
             return self._io_error(f"cannot reserve {size} bytes", error)
-        free = shutil.disk_usage(self.path.parent).free
+        free = self._free()
         return LocalIOError(
             f"cannot reserve {size} bytes: {_reason(error)} ({free} bytes are free)",
             file=self.name,

@@ -1,13 +1,12 @@
 """What is wrong with a checkpoint, or worth knowing, by its headers and side files: one rule a function.
 
-What values say (non-finite ones, a bias) is `inspection.values`' and `inspection.scales`'; damage that keeps a header from being
-read is `inspection.headers`'s.
+What values say (non-finite ones, a bias) is for `inspection.values` and `inspection.scales`; damage that keeps a header
+from being read for `inspection.headers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from ckpttool.containers.gguf_values import Array, Scalar
@@ -101,6 +100,8 @@ def _problems(checkpoint: Checkpoint) -> Iterator[Finding]:
         if f.check != "unknown-name" or f.tensor is None:
             yield f
             continue
+        from difflib import get_close_matches
+
         near = get_close_matches(f.tensor, missing, 1, 0.8) if len(missing) <= _FEW else []
         hint = f"it is {near[0]}, misspelt, by all that is missing; " if near else ""
         yield Finding(ERROR, f.check, f.tensor, f.place, f.message + SKIPPED, hint + "rename it, or leave it out")

@@ -8,13 +8,13 @@ its tensors are shown as they are stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ckpttool.codecs.formats import MXFP4_PAIR, Packing
 from ckpttool.errors import CkptError, InputError
 from ckpttool.recognition.found import Lookup, Peek, Unfit, plain_codec
 from ckpttool.recognition.judged import FP8, POWERS
+from ckpttool.recognition.outcome import Recognition
 from ckpttool.recognition.packed import PACKED, QWEIGHT, compressed, words
 from ckpttool.recognition.scaled import CODED, NO_SCALES, scaled
 from ckpttool.recognition.stated import stated
@@ -26,20 +26,6 @@ PAIRS = (("_blocks", "_scales"), (".blocks", ".scales"))
 """What codes' and scales' names end in, in every dialect that has MXFP4 in two tensors."""
 
 _PAIR_HINT = "an MXFP4 weight is codes and scales; one of its files is missing or misnamed"
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """The weights of a checkpoint, in the order of their codes; what contradicts itself is in `problems`.
-
-    `broken` are the names of weights that are not whole; `loose` are the stored tensors of theirs, which are among
-    `weights` under their own names.
-    """
-
-    weights: tuple[Weight, ...]
-    problems: tuple[CkptError, ...] = ()
-    broken: frozenset[str] = frozenset()
-    loose: frozenset[str] = frozenset()
 
 
 def recognise(
