@@ -19,7 +19,7 @@ PACKAGE = ROOT / "ckpttool"
 
 HEAVY = frozenset(
     {"torch", "triton", "transformers", "numba", "llvmlite", "gguf", "huggingface_hub", "httpx", "httpx2", "fsspec",
-     "safetensors", "ray", "rich", "tqdm", "yaml", "scipy", "jsonschema"}
+     "safetensors", "ray", "rich", "tqdm", "yaml", "scipy", "jsonschema", "vl_convert"}
 )  # fmt: skip
 """Loaded on first use: never by a module's own imports, but for the kernels'."""
 
