@@ -199,7 +199,7 @@ def mixture(
         down = layer.down.matrix(dtype, e)
         for i, way in enumerate(ways):
             for slots in _places(assigned[i], e, begins[i]):
-                tokens = slots // settings.experts_per_token
+                tokens = slots // chosen[i].experts.shape[1]
                 gate, up = (way.product(hs[i][tokens], gate_up) + bias).chunk(2, -1)
                 out = way.product(swiglu(gate, up, settings), down) + down_bias[e]
                 ys[i].index_add_(0, tokens, out * chosen[i].weights.flatten()[slots, None])
