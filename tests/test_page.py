@@ -174,9 +174,11 @@ def test_tooltips(tab: chromium.Browser, big_page: Path) -> None:
     tab.move(left + 2, top + 2)
     said = tab.run("document.getElementById('tip').innerText").splitlines()
     assert said[0] == "layer 17, expert 40"
-    assert [line.split(":")[0] for line in said[1:]] == [
+    assert [line.split(":")[0] for line in said[1:7]] == [
         "mean exponent", "mean against the layer's median", "smallest exponent", "largest exponent", "zero blocks, %",
+        "exponents \u221211 to 0",
     ]  # fmt: skip
+    assert said[7].index("\u2588") == 3  # of 12 bars the tallest is that of -8 or -7: the mean is -7.5
     assert float(said[2].split(": ")[1].replace("\u2212", "-")) < -2.5
     tab.move(1, 1)
     assert tab.run("document.getElementById('tip').hidden")

@@ -120,7 +120,7 @@ def treemap(tiles: Sequence[Tile], width: int, height: int, says: str) -> str:
 def _label(data: str, x: str, y: str, limit: str, where: str, colour: str) -> dict[str, Any]:
     fill = [{"test": where, "value": colour}, {"value": "none"}]
     enter = {
-        "x": {"signal": x}, "y": {"signal": y}, "limit": {"signal": f"max(1, {limit})"}, "fill": fill,
+        "x": {"signal": x}, "y": {"signal": y}, "limit": {"signal": f"max(1, 0.88 * ({limit}))"}, "fill": fill,
         "text": {"signal": f"{where} ? datum.label : ''"}, "fontSize": {"value": FONT},
     }  # fmt: skip
     return {"type": "text", "from": {"data": data}, "aria": False, "interactive": False, "encode": {"enter": enter}}

@@ -28,6 +28,14 @@ class View:
 
 
 @dataclass(frozen=True)
+class Spreads:
+    """A small histogram for every cell: its bars, each a digit 0 to 8 for its height; "" where there is none."""
+
+    title: str
+    bars: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class HeatMap:
     """`rows` and `columns` are labels, called `row` and `column`: "layer", "expert". The first view is drawn."""
 
@@ -36,6 +44,7 @@ class HeatMap:
     column: str
     columns: Sequence[str]
     views: Sequence[View]
+    spreads: Spreads | None = None
 
 
 def ends(view: View) -> tuple[float, float]:
@@ -61,13 +70,15 @@ def heat_map(key: str, caption: str, chart: HeatMap, tab: str | None = None) -> 
     wide, high = _cell_size(chart)
     view = chart.views[0]
     low, top = ends(view)
-    data = {
+    data: dict[str, Any] = {
         "grid": [LEFT, TOP, wide, high], "row": chart.row, "column": chart.column,
         "rows": list(chart.rows), "columns": list(chart.columns),
         "views": [
             {"name": v.name, "digits": v.digits, "diverging": v.diverging, "values": v.values} for v in chart.views
         ],
     }  # fmt: skip
+    if chart.spreads:
+        data |= {"spread": chart.spreads.title, "bars": chart.spreads.bars}
     says = (
         f"Heat map of {len(chart.rows)} rows ({chart.row}) by {len(chart.columns)} columns ({chart.column}); "
         f"{view.name} from {low:.{view.digits}f} to {top:.{view.digits}f}"

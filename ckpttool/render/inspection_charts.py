@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ckpttool.render.charts import Tile, bars, label, treemap
-from ckpttool.render.heat_map import HeatMap, View, heat_map
+from ckpttool.render.heat_map import HeatMap, Spreads, View, heat_map
 from ckpttool.render.page import code, text
 from ckpttool.units import size
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 USUAL = ("BF16", "MXFP4", "F32", "Q8_0", "F16", "FP8", "NVFP4")
 """Formats that have the same colour in every page, if they are among the first; the others take what is free."""
 COLOURS = 8
-SMALL = 0.0012
+SMALL = 0.004
 """The share of all bytes under which a module has no box of its own."""
 SPLIT = 0.01
 """The share from which a module's box shows its layers."""
@@ -30,6 +30,8 @@ MOST_MAPS = 12
 """Heat maps and histograms of a kind that are drawn, in the order of the file."""
 MOST_CELLS = 60_000
 """Cells of a heat map; Kimi-K2 has 60 layers of 384 experts."""
+MOST_BARS = 40
+"""Bars of a cell's histogram."""
 ZERO = -127
 """The exponent of E8M0's byte 0, which stands for a block of zeros."""
 E2M1 = ("0", "0.5", "1", "1.5", "2", "3", "4", "6")
@@ -149,7 +151,28 @@ def _map(cells: Mapping[tuple[int, int], ScaleCounts] | Mapping[tuple[int, str],
     ]
     if column == "expert":
         views.insert(1, View("mean against the layer's median", [_against_median(row) for row in means], 2, True))
-    return HeatMap("layer", rows, column, columns, views)
+    return HeatMap("layer", rows, column, columns, views, _spreads(found, rows, columns))
+
+
+def _spreads(
+    found: Mapping[tuple[str, str], ScaleCounts], rows: Sequence[str], columns: Sequence[str]
+) -> Spreads | None:
+    """Every cell's histogram in steps of an eighth of its tallest bar, over the exponents that the map has."""
+    known = {at: exponents(counts) for at, counts in found.items()}
+    if not any(known.values()):
+        return None
+    last = max(max(e) for e in known.values() if e)
+    first = max(min(min(e) for e in known.values() if e), last - MOST_BARS + 1)  # the first bar has all that is below
+
+    def steps(row: str, column: str) -> str:
+        bars = [0] * (last - first + 1)
+        for e, n in known.get((row, column), {}).items():
+            bars[max(0, e - first)] += n
+        most = max(bars)
+        return "".join(str(-(-8 * n // most)) for n in bars) if most else ""
+
+    title = f"exponents {_signed(first)} to {_signed(last)}"
+    return Spreads(title, [[steps(row, column) for column in columns] for row in rows])
 
 
 def _figures(counts: ScaleCounts | None) -> tuple[float | None, int | None, int | None, float | None]:

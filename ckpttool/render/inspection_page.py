@@ -138,7 +138,7 @@ def _value(value: object) -> str:
 def _scales(report: Inspection) -> str:
     scales = report.scales or ()
     if not scales:
-        return '<p class="muted">No weight has block scales.</p>'
+        return '<p class="muted">No weight is in a format whose scales are read.</p>'
     zero, blocks = sum(s.total.zero_blocks for s in scales), sum(s.total.blocks for s in scales)
     odd = sum(s.total.nonfinite for s in scales)
     words = [f"{blocks:,} blocks", f"{zero:,} of them zero ({percent(100 * zero / max(1, blocks))})"]

@@ -11,8 +11,15 @@
   tip.setAttribute("role", "status");
   document.body.append(tip);
 
-  function show(text, x, y) {
+  const BARS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588";
+  function show(text, x, y, bars = "") {
     tip.textContent = text;
+    if (bars) {
+      const drawn = document.createElement("span");
+      drawn.setAttribute("aria-hidden", "true");
+      drawn.textContent = [...bars].map((n) => BARS[n]).join("");
+      tip.append("\n", drawn);
+    }
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
     const left = x + 16 + box.width > innerWidth ? x - box.width - 12 : x + 16;
@@ -79,6 +86,7 @@
       frame.setAttribute("y", y0 + row * high);
       frame.setAttribute("visibility", "visible");
       const lines = data.views.map((view) => `${view.name}: ${number(view.values[row][column], view)}`);
+      if (data.bars?.[row][column]) lines.push(`${data.spread}:`);
       return [`${data.row} ${data.rows[row]}, ${data.column} ${data.columns[column]}`, ...lines].join("\n");
     }
     function leave() { frame.setAttribute("visibility", "hidden"); hide(); }
@@ -88,7 +96,7 @@
       const column = Math.floor(((event.clientX - box.left) * scale - x0) / wide);
       const row = Math.floor(((event.clientY - box.top) * scale - y0) / high);
       if (row < 0 || column < 0 || row >= data.rows.length || column >= data.columns.length) leave();
-      else show(point(row, column), event.clientX, event.clientY);
+      else show(point(row, column), event.clientX, event.clientY, data.bars?.[row][column]);
     });
     map.addEventListener("pointerleave", leave);
     map.addEventListener("blur", leave);
@@ -99,9 +107,10 @@
       event.preventDefault();
       const hidden = frame.getAttribute("visibility") === "hidden";
       const [row, column] = hidden ? at : [at[0] + move[0], at[1] + move[1]];
-      const text = point(Math.min(Math.max(row, 0), data.rows.length - 1), Math.min(Math.max(column, 0), data.columns.length - 1));
+      const inside = (n, list) => Math.min(Math.max(n, 0), list.length - 1);
+      const text = point(inside(row, data.rows), inside(column, data.columns));
       const box = frame.getBoundingClientRect();
-      show(text, box.right, box.bottom);
+      show(text, box.right, box.bottom, data.bars?.[at[0]][at[1]]);
     });
     select?.addEventListener("change", () => {
       const view = data.views[select.selectedIndex];

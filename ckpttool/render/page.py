@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool import __version__
-from ckpttool.errors import MESSAGE_LIMIT, LocalIOError, shown
+from ckpttool.errors import MESSAGE_LIMIT, NAME_LIMIT, LocalIOError, shown
 
 GENERATOR = f'<meta name="generator" content="ckpttool {__version__}">'
 OURS = b'<meta name="generator" content="ckpttool '
@@ -87,7 +87,7 @@ def text(value: object, limit: int = MESSAGE_LIMIT) -> str:
 
 def code(value: object) -> str:
     """A name or path from a file, in the font for such."""
-    return f"<code>{text(value)}</code>"
+    return f"<code>{text(value, NAME_LIMIT)}</code>"
 
 
 def data_block(key: str, value: Any) -> str:
