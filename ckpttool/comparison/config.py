@@ -101,16 +101,20 @@ def said(checkpoint: Checkpoint) -> Said:
             if "keys" not in table.get("gguf", {}) or "config" not in table:
                 return Said()
             made, assumed = companions.config_from_gguf(table, checkpoint.metadata)
-            return Said(flat(made), True, _paths(assumed))
+            return Said(flat(made), True, _paths(assumed), _defaults(made))
         if checkpoint.config is None:
             return Said()
         stated: Mapping[str, Any] = checkpoint.config
         if stated.get("model_type") is None and checkpoint.dialect and checkpoint.dialect.name == "openai":
             made, assumed, _ = config.openai_to_hf(table, stated)
-            return Said(flat(made), True, _paths(assumed))
-        return Said(flat(stated), defaults=DEFAULTS.get(str(stated.get("model_type")), {}))
+            return Said(flat(made), True, _paths(assumed), _defaults(made))
+        return Said(flat(stated), defaults=_defaults(stated))
     except CkptError as e:
         return Said(note=f"{checkpoint.path}: its config cannot be compared: {e}")
+
+
+def _defaults(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+    return DEFAULTS.get(str(stated.get("model_type")), {})
 
 
 def _paths(assumed: list[tuple[str, str, Any]]) -> frozenset[str]:

@@ -49,8 +49,10 @@ class SideFile:
     what: str | None
 
 
-def side_files(a: Checkpoint, b: Checkpoint, *, read: bool = True) -> Iterator[SideFile]:
-    """One row for each of `NAMES`; without `read` only which are there."""
+def side_files(
+    a: Checkpoint, b: Checkpoint, *, read: bool = True, sides: tuple[str, str] = ("A", "B")
+) -> Iterator[SideFile]:
+    """One row for each of `NAMES`; without `read` only which are there. `sides` is what `what` calls the two."""
     both_folders = "gguf" not in (a.container, b.container)
     files = _TokenizerFiles()
     forms: dict[str, Callable[[Checkpoint], Form | None]] = {
@@ -66,7 +68,7 @@ def side_files(a: Checkpoint, b: Checkpoint, *, read: bool = True) -> Iterator[S
             yield SideFile(name, status[there[0], there[1]], None, None, None)
             continue
         try:
-            yield _compared(name, forms[name](a), forms[name](b))
+            yield _compared(name, forms[name](a), forms[name](b), sides)
         except CkptError as e:
             yield SideFile(name, "unread", None, None, str(e))
 
@@ -79,7 +81,7 @@ def _is_there(checkpoint: Checkpoint, name: str) -> bool:
     return file in checkpoint.companions
 
 
-def _compared(name: str, a: Form | None, b: Form | None) -> SideFile:
+def _compared(name: str, a: Form | None, b: Form | None, sides: tuple[str, str]) -> SideFile:
     first = None if a is None else _sha256(a)
     hashes = [first, first if a is b else None if b is None else _sha256(b)]
     if a is None or b is None:
@@ -88,7 +90,7 @@ def _compared(name: str, a: Form | None, b: Form | None) -> SideFile:
     if hashes[0] == hashes[1]:
         return SideFile(name, "equal", hashes[0], hashes[1], None)
     key = next(k for k in (*a, *b) if a.get(k) != b.get(k))
-    return SideFile(name, "differs", hashes[0], hashes[1], _what(key, a.get(key), b.get(key)))
+    return SideFile(name, "differs", hashes[0], hashes[1], _what(key, a.get(key), b.get(key), sides))
 
 
 def _sha256(form: Form) -> str:
@@ -107,20 +109,21 @@ def _bytes(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def _what(key: str, a: Any, b: Any) -> str:
+def _what(key: str, a: Any, b: Any, sides: tuple[str, str]) -> str:
     """The first thing in which two values of a key differ."""
+    in_a, in_b = (f"in {side}" for side in sides)
     if isinstance(a, Array) and isinstance(b, Array):
         if a.count != b.count:
-            return f"{key}: {a.count:,} in A, {b.count:,} in B"
+            return f"{key}: {a.count:,} {in_a}, {b.count:,} {in_b}"
         i, x, y = next((i, x, y) for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
-        return f"{key}: entry {i} is {_quoted(x)} in A, {_quoted(y)} in B"
+        return f"{key}: entry {i} is {_quoted(x)} {in_a}, {_quoted(y)} {in_b}"
     if isinstance(a, list) and isinstance(b, list):
         i, x, y = next((i, x, y) for i, (x, y) in enumerate(zip_longest(a, b)) if x != y)
-        return f"{key}: entry {i} is {_quoted(x)} in A, {_quoted(y)} in B"
+        return f"{key}: entry {i} is {_quoted(x)} {in_a}, {_quoted(y)} {in_b}"
     if isinstance(a, str) and isinstance(b, str):
         at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        return f"{key}: from character {at} on, {_quoted(a[at:])} in A, {_quoted(b[at:])} in B"
-    return f"{key}: {_quoted(a)} in A, {_quoted(b)} in B"
+        return f"{key}: from character {at} on, {_quoted(a[at:])} {in_a}, {_quoted(b[at:])} {in_b}"
+    return f"{key}: {_quoted(a)} {in_a}, {_quoted(b)} {in_b}"
 
 
 def _quoted(value: Any) -> str:
