@@ -25,12 +25,13 @@ import header_checkpoints
 import llamacpp
 import numpy as np
 import pytest
+import range_server
 from commandline import run
 from jsonschema import Draft202012Validator
 from packaging.version import Version as PackagingVersion
 
 import ckpttool
-from ckpttool.doctor import gpus, probe, tables
+from ckpttool.doctor import probe, tables
 from ckpttool.doctor.facts import GPT_OSS_20B, GPT_OSS_120B, CheckpointFacts, checkpoint_facts
 from ckpttool.doctor.gpus import GIB, Gpu, named
 from ckpttool.doctor.judge import Verdict, judge, judge_runtime
@@ -39,6 +40,7 @@ from ckpttool.doctor.probe import Environment
 from ckpttool.doctor.versions import Range, Version
 from ckpttool.doctor.ways import ways_out
 from ckpttool.errors import InputError, UsageError
+from ckpttool.gpus import gpu_models
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "fixtures" / "tiny-gpt-oss"
@@ -113,8 +115,14 @@ def test_unknown_gpus_are_refused_with_the_names_that_are_known(name: str) -> No
 
 
 def test_every_name_of_the_table_leads_to_its_row() -> None:
-    for name in gpus.names():
-        assert named(name).memory, name
+    for model in gpu_models():
+        for name in model.names:
+            assert named(name) == Gpu(name, named(name).device, model.capability, model.gfx, model.memory)
+
+
+def test_a_size_is_a_gpu_of_which_no_more_is_known() -> None:
+    assert named("80GB") == Gpu("80GB", "cuda", memory=named("H100").memory)
+    assert named("79.6 GiB").memory == int(79.6 * GIB)
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -971,6 +979,23 @@ def test_it_ends_with_the_lines_of_estimate() -> None:
     assert out[-1].strip() == asked.commands[-1]
     assert "vllm serve" in out[-1]
     assert "vLLM refuses this GPU" in run("doctor", TINY / "hf", "--gpu", "T4").out.rstrip("\n").split("\n")[-1]
+
+
+@pytest.mark.parametrize(("gpu", "count"), [("L4", 4), ("RTX 4090", 4), ("RTX 5090", 4), ("L40S", 2)])
+def test_doctor_and_estimate_ask_for_as_many_gpus(tmp_path: Path, gpu: str, count: int) -> None:
+    source = header_checkpoints.write_headers(tmp_path / "gpt-oss-120b", "120b")
+    report = document(source, "--gpu", gpu, "--with", "vllm=0.33.0")
+    said = f"--tensor-parallel-size {count}"
+    assert said in next(r for r in report["runtimes"] if r["runtime"] == V)["ways"][0]["command"]
+    assert said in report["estimate"][-1]
+
+
+def test_a_remote_checkpoint_is_opened_once(tmp_path: Path) -> None:
+    source = header_checkpoints.write_headers(tmp_path / "20b", "20b", "gguf")
+    with range_server.serving({"/m/x.gguf": source}) as server:
+        report = document(server.url("/m/x.gguf"), "--gpu", "H100")
+        asked = len(server.asked("/m/x.gguf"))
+    assert report["estimate"][0].startswith("one H100 GPU holds it") and asked <= 3
 
 
 def test_the_text_has_a_line_a_runtime_then_why_then_what_to_type() -> None:

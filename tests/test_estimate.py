@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from header_checkpoints import write_headers, write_safetensors
 from jsonschema import Draft202012Validator
 
 import ckpttool
+from ckpttool import gpus
 from ckpttool.archs.facts import facts_of, facts_of_config
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
+from ckpttool.doctor.gpus import named
 from ckpttool.errors import InputError, UsageError
 from ckpttool.serving import commands as serving
 from ckpttool.serving import kvcache, overhead
@@ -254,7 +255,7 @@ def test_more_gpus_are_proposed_where_one_does_not_do(sources: dict[str, Path]) 
     assert command(found)["--tensor-parallel-size"] == "4" and found["fits"] == {"RTX 4090": False}
     assert found["advice"].startswith("4 x RTX 4090 together hold it")
     none = document(sources["120b"], "--gpu", "8GB")
-    assert none["advice"].startswith("not even 8 x 8GB hold it")
+    assert none["advice"].startswith("not even 8 x 8 GB hold it")
 
 
 def test_a_smaller_context_is_proposed_where_nothing_else_does(sources: dict[str, Path]) -> None:
@@ -331,13 +332,35 @@ def test_cards_and_sizes() -> None:
     assert card("79.6GiB").memory == int(79.6 * GIB)
 
 
-def test_cards_are_sold_in_the_sizes_that_doctor_knows() -> None:
-    paths = (ROOT / "ckpttool" / "serving" / "cards.toml", ROOT / "ckpttool" / "doctor" / "gpus.toml")
-    tables = [tomllib.loads(p.read_text("utf-8")) for p in paths]
-    sizes = {name: row["memory"] for row in tables[1]["gpu"] for name in row["names"]}
-    shared = {row["name"]: row["sold"] for row in tables[0]["card"] if row["name"] in sizes}
-    assert len(shared) > 15
-    assert [name for name, sold in shared.items() if sold not in sizes[name]] == []
+def test_a_gpu_is_told_by_each_of_its_names() -> None:
+    names = gpus.gpu_names()
+    assert len(names) == len(set(names))
+    for model in gpus.gpu_models():
+        assert model.sold * GB <= model.memory <= model.sold * GIB, model
+        assert (model.capability is None) != (model.gfx is None), model
+        assert [gpus.gpu_model(name) for name in model.names] == [model] * len(model.names)
+
+
+FORMS = {
+    "4090": "RTX 4090", "rtx_4090": "RTX 4090", "H100 80GB": "H100", "NVIDIA H100 80GB HBM3": "H100",
+    "H100 SXM5": "H100", "NVIDIA H100 PCIe": "H100 PCIe", "Tesla T4": "T4", "NVIDIA A100-SXM4-80GB": "A100",
+    "A100-PCIE-40GB": "A100 40GB", "Tesla V100-SXM2-32GB": "V100 32GB", "V100 16GB": "V100",
+    "NVIDIA RTX 6000 Ada Generation": "RTX 6000 Ada", "NVIDIA GH200 480GB": "GH200",
+    "NVIDIA GH200 144G HBM3e": "GH200 144GB", "AMD Instinct MI300X OAM": "MI300X",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX PRO 6000",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_drivers_and_people_call_a_gpu_so(text: str) -> None:
+    found = card(text)
+    assert (found.label, named(text).memory) == (FORMS[text], found.memory)
+    assert found.bandwidth is not None
+
+
+@pytest.mark.parametrize("text", ["RTX 4090 Laptop GPU", "RTX 4070 Ti", "A100 33GB", "H1000"])
+def test_a_gpu_that_is_almost_of_that_name_is_not_taken_for_it(text: str) -> None:
+    assert gpus.gpu_model(text) is None
 
 
 @pytest.mark.parametrize("text", ["Z9000", "", "-80", "0", "80TB", "9" * 40])

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckpttool.doctor.facts import GPT_OSS_20B, GPT_OSS_120B, CheckpointFacts, checkpoint_facts
-from ckpttool.doctor.gpus import GIB, Gpu
+from ckpttool.doctor.gpus import Gpu
 from ckpttool.doctor.judge import Verdict, judge, judge_runtime
 from ckpttool.doctor.logs import Match, matches
 from ckpttool.doctor.probe import Environment, probe
@@ -17,6 +18,11 @@ from ckpttool.doctor.tables import tables
 from ckpttool.doctor.versions import Version
 from ckpttool.doctor.ways import WayOut, fits, stem_of, ways_out, weights_bytes
 from ckpttool.errors import InputError, LocalIOError, UsageError, os_error
+from ckpttool.gpus import gpu_model
+
+if TYPE_CHECKING:
+    from ckpttool.checkpoint import Checkpoint
+    from ckpttool.serving.cards import Card
 
 FLAGS = ("dequantize", "use_kernels", "load_in_4bit")
 """What callers pass to from_pretrained that changes the path: Mxfp4Config(dequantize=True), the others as they are."""
@@ -136,8 +142,8 @@ def diagnose(
 
         checkpoint = open_checkpoint(source)
         facts = checkpoint_facts(checkpoint)
-        served = _serving(source, environment)
-        facts = replace(facts, kv_nbytes=served.kv, overhead_nbytes=served.overhead)
+        served = _serving(checkpoint, str(source), environment)
+        facts = replace(facts, kv_nbytes=served.kv, overhead_nbytes=served.overhead, padding_nbytes=served.padding)
         notes += [f"the checkpoint has problems: {p}" for p in checkpoint.problems[:1]]
     verdicts = judge(environment, facts)
     reports = tuple(_report(v, environment, facts) for v in verdicts)
@@ -207,23 +213,30 @@ def _prices(environment: Environment, facts: CheckpointFacts | None) -> Iterator
 
 @dataclass(frozen=True)
 class _Serving:
-    """What estimate ends with, or why it says nothing."""
+    """What estimate ends with, or why it says nothing; `overhead` is one GPU's, `padding` that of all together."""
 
     lines: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     kv: int = 0
     overhead: int = 0
+    padding: int = 0
 
 
-def _serving(source: str | Path, environment: Environment) -> _Serving:
+def _serving(checkpoint: Checkpoint, source: str, environment: Environment) -> _Serving:
     """The last lines of `estimate` on the GPU looked at: which context it holds, and the command that serves it."""
-    from ckpttool.serving.estimator import estimate
+    from ckpttool.archs.facts import facts_of
+    from ckpttool.serving.estimator import Asked, default_context, estimate_opened
+    from ckpttool.serving.overhead import nbytes
 
+    facts = facts_of(checkpoint)
+    asked = Asked(default_context(facts))
     try:
-        report = estimate(source, gpu=_card(environment.gpu))
+        report = estimate_opened(checkpoint, source, facts, asked, _cards(environment.gpu))
     except InputError as e:  # it needs a config.json, which the verdicts do not
         return _Serving(notes=(f"no estimate: {e}",))
-    return _Serving((report.advice, *report.commands), kv=report.kv_cache_bytes, overhead=report.overhead_bytes)
+    each = nbytes(facts, 0, asked.batch, 1)
+    lines = (report.advice, *report.commands)
+    return _Serving(lines, kv=report.kv_cache_bytes, overhead=each, padding=report.overhead_bytes - each)
 
 
 def _served(served: _Serving, reports: Sequence[RuntimeReport]) -> tuple[str, ...]:
@@ -234,18 +247,14 @@ def _served(served: _Serving, reports: Sequence[RuntimeReport]) -> tuple[str, ..
     return tuple(f"{x}  # vLLM refuses this GPU, see above" if "vllm serve" in x else x for x in served.lines)
 
 
-def _card(gpu: Gpu) -> str | None:
-    """The GPU as estimate takes it: by name where its memory is that card's, else by its memory; None is no GPU."""
-    from ckpttool.serving.cards import card
+def _cards(gpu: Gpu) -> tuple[Card, ...]:
+    """The GPU as estimate takes it, with the memory that it has; where there is none, those of every usual size."""
+    from ckpttool.serving.cards import Card, usual_cards
 
     if gpu.device not in ("cuda", "rocm") or not gpu.memory:
-        return None
-    try:
-        if card(gpu.name).memory == gpu.memory:
-            return gpu.name
-    except UsageError:
-        pass  # a name that cards do not have: its memory says enough
-    return f"{gpu.memory / GIB:.4g}GiB"
+        return usual_cards()
+    model = gpu_model(gpu.name)
+    return (Card(gpu.name, model.names[0] if model else None, gpu.memory, model.bandwidth if model else None),)
 
 
 def _remarks(environment: Environment) -> Iterator[str]:

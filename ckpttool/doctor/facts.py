@@ -21,7 +21,8 @@ class CheckpointFacts:
     `form` is mxfp4 (Hugging Face's names), openai, bf16, gguf-mxfp4, gguf-bf16, gguf-other or other. `nbytes` are the
     tensors' as stored, `bf16_nbytes` of all weights at two bytes. `expert_nbytes` has the experts' bytes of each layer
     that has any, in order; empty where no architecture matches. `kv_nbytes` is the cache of 8,192 tokens (or
-    of all that the model has), `overhead_nbytes` what vLLM takes besides; 0 where no config says what they follow from.
+    of all that the model has), `overhead_nbytes` what vLLM takes besides on each GPU, `padding_nbytes` what its kernels
+    add to the weights; 0 where no config says what they follow from.
     """
 
     source: str
@@ -33,6 +34,7 @@ class CheckpointFacts:
     expert_nbytes: tuple[int, ...]
     kv_nbytes: int = 0
     overhead_nbytes: int = 0
+    padding_nbytes: int = 0
 
 
 GPT_OSS_20B = CheckpointFacts(

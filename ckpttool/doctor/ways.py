@@ -67,13 +67,18 @@ def memory(environment: Environment) -> int | None:
 
 
 def usable(environment: Environment, facts: CheckpointFacts | None, runtime: str, devices: int = 1) -> int | None:
-    """Bytes that `devices` of these leave for weights, beside 8,192 tokens of cache; None where memory is not known."""
+    """Bytes that `devices` times all these GPUs leave for weights, beside 8,192 tokens of cache.
+
+    None where memory is not known.
+    """
     there = memory(environment)
     if there is None:
         return None
-    kv, overhead = (facts.kv_nbytes, facts.overhead_nbytes) if facts else (0, 0)
+    kv = facts.kv_nbytes if facts else 0
     if runtime == "vllm":
-        return int(there * VLLM_SHARE - overhead) * devices - kv
+        overhead, padding = (facts.overhead_nbytes, facts.padding_nbytes) if facts else (0, 0)
+        each = max(1, len(environment.gpus)) * overhead
+        return int(there * VLLM_SHARE - each) * devices - padding - kv
     return there * devices - RESERVE - kv
 
 

@@ -134,12 +134,15 @@ def estimate(
     """
     checkpoint = open_checkpoint(source)
     facts = facts_of(checkpoint)
-    kvcache.require(facts, str(source))
     if context is None:
-        context = min(facts.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+        context = default_context(facts)
     asked = Asked(context, batch, kv_cache_dtype, tp, gpu_memory_utilization, form or NATIVE)
-    _check(asked, facts)
-    return _estimate(checkpoint, str(source), facts, asked, (card(gpu),) if gpu else usual_cards())
+    return estimate_opened(checkpoint, str(source), facts, asked, (card(gpu),) if gpu is not None else usual_cards())
+
+
+def default_context(facts: ModelFacts) -> int:
+    """Tokens a sequence where nothing is asked for."""
+    return min(facts.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 def _check(asked: Asked, facts: ModelFacts) -> None:
@@ -159,9 +162,12 @@ def _check(asked: Asked, facts: ModelFacts) -> None:
         raise UsageError(f"{facts.heads} heads cannot be split over {asked.tp} GPUs", hint=f"--tp one of {legal}")
 
 
-def _estimate(
+def estimate_opened(
     checkpoint: Checkpoint, source: str, facts: ModelFacts, asked: Asked, cards: tuple[Card, ...]
 ) -> Estimate:
+    """The same of an opened checkpoint, whose `facts` are known; `source` is what the user called it."""
+    kvcache.require(facts, source)
+    _check(asked, facts)
     purposes = purposes_of(checkpoint, facts.layers)
     counts = count_parameters(checkpoint, facts, purposes)
     uses = uses_of(checkpoint.weights, facts, purposes)
