@@ -22,7 +22,7 @@ import numpy as np
 
 from ckpttool.codecs.formats import Codec
 from ckpttool.codecs.transcode import Bytes, transcode
-from ckpttool.errors import UsageError
+from ckpttool.errors import UsageError, first_line
 from ckpttool.planner import Plan
 from ckpttool.slabwork import ALIGNMENT, behind, lay
 from ckpttool.steps import Slab, Step, for_gpu
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 CPU = "cpu"
 CORES = os.cpu_count() or 1
-ASKED = re.compile(r"auto|cpu|cuda(:\d+)?(,cuda:\d+)*")
+CARD = r"cuda:(0|[1-9]\d?)"
+ASKED = re.compile(f"auto|cpu|cuda|{CARD}(,{CARD})*")
 INSTALL = "pip install 'ckpttool[torch]'"
 
 START_SECONDS = 5.0
@@ -95,7 +96,10 @@ def _faster(plan: Plan, workers: int) -> Devices:
         return Devices((CPU,), e.message)
     from ckpttool.codecs.gpu_link import link_rate
 
-    rate = link_rate(card)
+    try:
+        rate = link_rate(card)
+    except RuntimeError as e:  # a GPU that others have filled, or that takes no second process
+        return Devices((CPU,), f"the GPU cannot be used: {first_line(e)}")
     over_link = max(_traffic(plan)) / rate
     said = f"{threads} it in {on_cores:.1f} s, the GPU's link takes {over_link:.1f} s at {rate / 1e9:.0f} GB/s"
     return Devices(_names("cuda") if over_link < on_cores else (CPU,), said)
@@ -111,14 +115,17 @@ def cards(asked: str) -> list[torch.device]:
     Where Triton interprets (TRITON_INTERPRET=1), the CPU stands for every one of them.
 
     Raises:
-        UsageError: torch or triton is missing or sees no GPU; a number that is not there; too old a GPU.
+        UsageError: torch or triton is missing, cannot be loaded or sees no GPU; a number that is not there; too old a
+            GPU.
     """
     if lacking := _lacking():
         raise UsageError(f"--device {asked} needs {lacking}, which is not installed", hint=INSTALL)
-    import torch
+    try:
+        import torch
 
-    from ckpttool.codecs import gpu
-
+        from ckpttool.codecs import gpu
+    except (ImportError, OSError) as e:  # it is there, but a library that it needs is not
+        raise UsageError(f"--device {asked}: torch cannot be loaded: {first_line(e)}", hint="--device cpu") from e
     if gpu.unsupported(torch.device("cpu")) is None:
         return [torch.device("cpu") for _ in asked.split(",")]
     if not torch.cuda.is_available():

@@ -144,6 +144,11 @@ def os_error(error: OSError) -> LocalIOError:
     return LocalIOError(error.strerror or str(error) or type(error).__name__, file=file, hint=os_hint(error))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says of its error; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def raise_all(problems: Sequence[CkptError]) -> None:
     """Raise what was collected: nothing, the one error, or all of them as `Problems`."""
     if len(problems) == 1:

@@ -12,7 +12,7 @@ from ckpttool.codecs.reference import BAD_KINDS, BadBlock
 from ckpttool.codecs.transcode import Bytes, Counts, Operand, transcode
 from ckpttool.containers.source import LocalFile, LocalTarget
 from ckpttool.crc import crc32
-from ckpttool.errors import CheckFailed, InputError, LocalIOError
+from ckpttool.errors import CheckFailed, InputError, LocalIOError, first_line
 from ckpttool.journal import Entry
 from ckpttool.steps import ByteRange, Kind, Side, Slab, Step, for_gpu, target_ranges
 
@@ -117,9 +117,9 @@ class Worker:
             return transcode(source, target, step.recipe)
         try:
             self._lane.transcode(source, target, step.recipe)
-        except RuntimeError as e:  # torch's only word for whatever happens to a GPU
-            said = str(e).strip().splitlines()[0]
-            raise LocalIOError(f"{self._lane.device} failed: {said}", hint="--device cpu does without it") from e
+        except self._lane.failures as e:
+            said = f"{self._lane.device} failed: {first_line(e)}"
+            raise LocalIOError(said, hint="--device cpu does without it") from e
         return (0,)
 
 

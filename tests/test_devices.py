@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,23 @@ def test_words_for_devices(asked: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cpu,cuda", "auto,cuda:0", "cuda:0;cuda:1", "cuda,"]
+    "asked",
+    [
+        "",
+        "gpu",
+        "CUDA",
+        "cuda:",
+        "cuda:-1",
+        "cuda:x",
+        "cpu,cuda",
+        "auto,cuda:0",
+        "cuda:0;cuda:1",
+        "cuda,",
+        "cuda,cuda:0",
+        "cuda:00",
+        "cuda:256",
+        "cuda:0,",
+    ],
 )
 def test_no_words_for_devices(asked: str) -> None:
     with pytest.raises(UsageError, match="unknown"):
@@ -68,6 +85,18 @@ def test_without_its_extra_it_says_what_to_install(
     assert caught.value.hint == "pip install 'ckpttool[torch]'"
     chosen = devices.choose("auto", plan, 1)
     assert chosen == Devices(CPU, f"there is a GPU, but {missing} is not installed: pip install 'ckpttool[torch]'")
+
+
+def test_torch_that_cannot_be_loaded(plan: Plan, monkeypatch: pytest.MonkeyPatch, with_gpu: None) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(devices, "START_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "_lacking", lambda: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match="--device cuda: torch cannot be loaded: import of torch halted"):
+        devices.choose("cuda", plan, 1)
+    chosen = devices.choose("auto", plan, 1)
+    assert chosen.names == CPU
+    assert "torch cannot be loaded" in chosen.why
 
 
 def test_torch_without_cuda_is_told_apart(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +168,22 @@ def test_auto_stays_on_cores_where_the_gpu_is_of_no_use(
     monkeypatch.setattr(devices, "START_SECONDS", 0.0)
     monkeypatch.setattr(devices, "cards", refused)
     assert devices.choose("auto", plan, 1) == Devices(CPU, "the kernels need compute capability 8.0")
+
+
+def test_auto_stays_on_cores_where_others_have_filled_the_gpu(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, with_gpu: None
+) -> None:
+    torch = pytest.importorskip("torch")
+    from ckpttool.codecs import gpu_link
+
+    def full(device: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB.\nadvice")
+
+    monkeypatch.setattr(devices, "START_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "cards", lambda asked: ["cuda:0"])
+    monkeypatch.setattr(gpu_link, "link_rate", full)
+    why = "the GPU cannot be used: CUDA out of memory. Tried to allocate 64.00 MiB."
+    assert devices.choose("auto", plan, 1) == Devices(CPU, why)
 
 
 @pytest.mark.parametrize("to", ["bf16", "mxfp4", "gguf"])

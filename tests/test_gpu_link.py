@@ -5,10 +5,14 @@ On a GPU where there is one; otherwise Triton interprets, and the CPU stands for
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import builders
+import numpy as np
 import pytest
 from builders import Model, Sizes, Tensors
 
@@ -17,7 +21,7 @@ pytest.importorskip("triton")
 
 import ckpttool  # noqa: E402 - after the check for torch
 from ckpttool import api, steps  # noqa: E402
-from ckpttool.codecs.gpu_link import Lane  # noqa: E402
+from ckpttool.codecs.gpu_link import Lane, pinned  # noqa: E402
 from ckpttool.containers.source import LocalFile, LocalTarget  # noqa: E402
 from ckpttool.errors import InputError, LimitError, LocalIOError  # noqa: E402
 from ckpttool.reports import Conversion  # noqa: E402
@@ -187,7 +191,7 @@ def test_too_little_memory_on_the_card(
     with pytest.raises(LimitError, match=r"cuda:0: CUDA out of memory\. Tried to allocate 2\.00 GiB\.") as caught:
         convert(sources["hf"], tmp_path / "out", "cuda", to="bf16")
     assert "--max-gpu-memory" in str(caught.value.hint)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())  # nor are files that were reserved left lying
 
 
 def test_many_threads_share_a_card(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +201,65 @@ def test_many_threads_share_a_card(sources: dict[str, Path], tmp_path: Path, mon
     on_gpu = convert(sources["hf"], tmp_path / "gpu", "cuda", **options)
     assert on_gpu.run["slabs"] > 60
     assert files(on_gpu) == files(convert(sources["hf"], tmp_path / "cpu", "cpu", **options))
+
+
+class Runtime:
+    """CUDA's, of a process whose GPU has failed while memory was pinned."""
+
+    def __init__(self) -> None:
+        self.device: object = None
+        self.calls: list[tuple[str, object]] = []
+
+    def cudaHostRegister(self, *args: int) -> int:  # noqa: N802 - CUDA's name
+        self.calls.append(("register", self.device))
+        return 0
+
+    def cudaHostUnregister(self, *args: int) -> int:  # noqa: N802
+        self.calls.append(("unregister", self.device))
+        return 700
+
+
+def test_memory_is_let_go_of_though_the_card_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error does not hide the one that tells what happened; and no other GPU is touched."""
+    runtime = Runtime()
+
+    @contextlib.contextmanager
+    def current(device: object) -> Iterator[None]:
+        runtime.device = device
+        yield
+        runtime.device = None
+
+    def check(code: int) -> None:
+        if code:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", check)
+    monkeypatch.setattr(torch.cuda, "device", current)
+    card = torch.device("cuda:1")
+    with pytest.raises(LocalIOError, match="the first word"), pinned(np.zeros(1, np.uint8), card):
+        raise LocalIOError("the first word")
+    assert runtime.calls == [("register", card), ("unregister", None)]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError(), "failed: RuntimeError"),
+        (subprocess.CalledProcessError(1, ["gcc", "main.c"]), r"failed: Command '\['gcc', 'main.c'\]' returned"),
+    ],
+)
+def test_whatever_fails_on_the_way_is_one_line(
+    error: Exception, says: str, sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton builds its launcher with a C compiler, which may lack a header; torch may have nothing to say."""
+
+    def transcode(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Lane, "transcode", transcode)
+    with pytest.raises(LocalIOError, match=says):
+        convert(sources["hf"], tmp_path / "out", "cuda", to="bf16", workers=1)
 
 
 @pytest.mark.parametrize("way", ["readinto", "writeall"])

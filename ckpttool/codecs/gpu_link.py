@@ -11,6 +11,7 @@ each of its parts would be several that let another thread have the interpreter,
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -50,11 +51,12 @@ def pinned(buffer: Bytes, device: torch.device) -> Iterator[None]:
         return
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = buffer.ctypes.data
-    torch.cuda.check_error(int(runtime.cudaHostRegister(address, buffer.nbytes, PORTABLE)))
+    with torch.cuda.device(device):  # otherwise it is the first GPU that makes a context, which others may have filled
+        torch.cuda.check_error(int(runtime.cudaHostRegister(address, buffer.nbytes, PORTABLE)))
     try:
         yield
     finally:
-        torch.cuda.check_error(int(runtime.cudaHostUnregister(address)))
+        runtime.cudaHostUnregister(address)  # a GPU that has failed says so again here: the first word is the right one
 
 
 def link_rate(device: torch.device) -> float:
@@ -74,7 +76,11 @@ def link_rate(device: torch.device) -> float:
 
 
 class Lane:
-    """One thread's way to a GPU and back. A RuntimeError of torch, of whatever kind, means that the GPU has failed."""
+    """One thread's way to a GPU and back."""
+
+    failures = (RuntimeError, subprocess.CalledProcessError)
+    """What means that the GPU has failed: torch has one word for whatever happens to it, and Triton a second one, where
+    the C compiler does not build its launcher."""
 
     def __init__(self, device: torch.device, host: Bytes) -> None:
         """`host` is pinned: slabs are laid out in it, from its begin on.
@@ -102,6 +108,7 @@ class Lane:
 
         Raises:
             BadBlock: as `transcode.transcode` does.
+            `failures`: the GPU has failed.
         """
         shape = (_shape(source), _shape(target), recipe)
         with self._module.stream(self._stream):
