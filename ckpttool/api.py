@@ -79,9 +79,10 @@ def convert(
 ) -> Conversion:
     """Convert `source` to `target_path` and return the receipt; `options` are those of `plan`.
 
-    `workers` threads (where not given, as many as there are cores) work in at most `max_memory` beside the interpreter.
-    `device` is "auto", "cpu", "cuda", "cuda:1" or "cuda:0,cuda:1"; each GPU is used up to `max_gpu_memory`.
-    `verify` reads back what was written. `progress` is called with the number of bytes just written, from any thread.
+    `workers` threads (where not given, one for each core, and two more for each GPU) work in at most `max_memory`
+    beside the interpreter, and beside torch where a GPU computes. `device` is "auto", "cpu", "cuda", "cuda:1" or
+    "cuda:0,cuda:1"; buffers on each GPU take up to `max_gpu_memory`. `verify` reads back what was written. `progress`
+    is called with the number of bytes just written, from any thread.
 
     Raises:
         UsageError, InputError: as `plan` does; UsageError also for a device that is not there, InputError for a value

@@ -26,7 +26,7 @@ from ckpttool.codecs.transcode import Bytes
 from ckpttool.commit import sync_folder
 from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.source import LocalFile, LocalTarget
-from ckpttool.errors import CheckFailed, InputError, LimitError, LocalIOError, os_error
+from ckpttool.errors import CheckFailed, CkptError, InputError, LimitError, LocalIOError, first_line, os_error
 from ckpttool.journal import Entry, Journal
 from ckpttool.place import Place
 from ckpttool.planner import Plan
@@ -67,12 +67,12 @@ def execute(
         LimitError: not even one slab fits into the memory allowed, or the GPU has not as much.
     """
     begun = perf_counter()
-    using = resources(plan, limits)
     place = plan.place
     settled = workplace.settle(plan, verify=verify)
     if settled is not None:
         return settled
     check_target(plan, overwrite)
+    using = resources(plan, limits)  # last, since it may measure for seconds
     with workplace.locked(place):
         done = workplace.resumed(plan)
         try:
@@ -80,8 +80,8 @@ def execute(
         except (InputError, CheckFailed):
             workplace.discard(place)  # the same source and options would fail the same way again
             raise
-        except (LocalIOError, OSError) as e:
-            error = e if isinstance(e, LocalIOError) else os_error(e)
+        except (LocalIOError, LimitError, OSError) as e:
+            error = e if isinstance(e, CkptError) else os_error(e)
             if done:
                 error.hint = f"{error.hint}; the same command then goes on where this one stopped"
             else:  # nothing to go on from: a full disk is not kept full
@@ -227,9 +227,8 @@ def _buffers(using: Resources, stack: contextlib.ExitStack) -> list[tuple[Bytes,
         stack.enter_context(pinned(whole, found[0]))
         return [(buffer, Lane(found[i % len(found)], buffer)) for i, buffer in enumerate(whole)]
     except RuntimeError as e:  # torch's own word for memory that is not to be had, of the GPU or to be locked
-        said = str(e).strip().splitlines()[0]
         hint = "give a smaller --max-memory or --max-gpu-memory, or --device cpu"
-        raise LimitError(f"{', '.join(using.devices.names)}: {said}", hint=hint) from e
+        raise LimitError(f"{', '.join(using.devices.names)}: {first_line(e)}", hint=hint) from e
 
 
 def _close(file: Future[LocalTarget]) -> None:
@@ -295,25 +294,40 @@ def _read_back(
 
 def _in_threads(run: _Run, bodies: Iterable[Callable[[], None]]) -> None:
     """Run all bodies to their end; an interrupt stops them at their next slab, the journal intact."""
-    threads = [threading.Thread(target=body, daemon=True) for body in bodies]
+    threads = [_Thread(body) for body in bodies]
     try:
         for t in threads:
             t.start()
         for t in threads:
-            t.join()
+            t.ended.wait()
     except BaseException as e:
         run.fail(e)
         for t in threads:
-            _join(t)
+            t.wait()
     if run.failure is not None:
         raise run.failure
 
 
-def _join(thread: threading.Thread) -> None:
-    """Wait for a thread to end its slab, whatever else arrives: it works on files that are closed after that."""
-    while thread.ident is not None and thread.is_alive():
-        with contextlib.suppress(KeyboardInterrupt):
-            thread.join()
+class _Thread(threading.Thread):
+    """A thread that can be waited for again after an interrupt: Python 3.11 and 3.12 take it for dead if that came in
+    the middle of `join`."""
+
+    def __init__(self, body: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._body = body
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._body()
+        finally:
+            self.ended.set()
+
+    def wait(self) -> None:
+        """Wait for its end if it was started, whatever else arrives: it works on files that are closed after that."""
+        while self.ident is not None and not self.ended.is_set():
+            with contextlib.suppress(BaseException):  # one more Ctrl-C, or SIGTERM
+                self.ended.wait()
 
 
 def _summed(workers: Iterable[Worker]) -> dict[str, float]:

@@ -38,7 +38,9 @@ def receipt(plan: Plan, outcome: Outcome) -> Conversion:
     """The receipt. Its `run` differs from run to run; everything else follows from source and options."""
     tensors = _tensors(plan, outcome)
     files = [
-        FileReceipt(f.name, f.size, _hex(_file_crc(outcome, f.name)), (outcome.hashes or {}).get(f.name))
+        FileReceipt(
+            f.name, f.size, _hex(_file_crc(outcome, f.name)), None if outcome.hashes is None else outcome.hashes[f.name]
+        )
         for f in plan.files
     ]
     files += [FileReceipt(n, w.nbytes, _hex(w.crc32), w.sha256) for n, w in sorted(outcome.sidecars.items())]
