@@ -544,7 +544,7 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint == "pip install 'ckpttool[report]'"
 
 
-def test_the_screenshot_is_the_one_of_the_manifest() -> None:
+def test_the_pictures_are_those_of_the_manifest() -> None:
     files = {p.relative_to(FIXTURES).as_posix() for p in (FIXTURES / "report").iterdir()}
     assert files == MANIFEST["report"].keys()
     for path, entry in MANIFEST["report"].items():

@@ -7,6 +7,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ckpttool.render.charts import Tile, bars, label, treemap
@@ -40,6 +41,7 @@ NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 """A layer's or expert's number in a name."""
 
 
+@lru_cache(1 << 18)
 def kind(name: str) -> str:
     """What a weight is, in words of its name alone: "mlp.experts.gate_up_proj" for that of every layer."""
     pattern = NUMBER.sub("*", name)
@@ -114,6 +116,7 @@ def scale_maps(report: Inspection) -> str:
                 dense[s.layer, kind(s.tensor)] = counts
             else:
                 stacks.setdefault(kind(s.tensor), {})[s.layer, number] = counts
+    kinds = len(stacks) + bool(dense)
     stacks = {name: cells for name, cells in stacks.items() if _fits(cells)}
     names = list(stacks)[:MOST_MAPS]
     maps = [
@@ -124,11 +127,16 @@ def scale_maps(report: Inspection) -> str:
         names.append("other weights")
         words = "Scale exponents of weights without experts, by layer"
         maps.append(heat_map("scales-dense", words, _map(dense, "weight"), "scales"))
+    left_out = _left_out(kinds - len(maps))
     if len(maps) < 2:
-        return "".join(maps)
+        return "".join(maps) + left_out
     options = "".join(f"<option>{text(name)}</option>" for name in names)
     choice = f'<div class="controls js-only" data-tabs="scales"><label>Weights <select>{options}</select></label></div>'
-    return choice + "".join(maps)
+    return choice + "".join(maps) + left_out
+
+
+def _left_out(kinds: int) -> str:
+    return f'<p class="muted">Not drawn: {kinds:,} more kinds of weights.</p>' if kinds else ""
 
 
 def _fits(cells: Collection[tuple[int, object]]) -> bool:
@@ -209,8 +217,11 @@ def scale_histograms(scales: Iterable[ScaleReport]) -> str:
     sums: dict[str, Counter[int]] = {}
     for s in scales:
         sums.setdefault(kind(s.tensor), Counter()).update(exponents(s.total))
-    figures = [_scale_bars(name, found) for name, found in list(sums.items())[:MOST_MAPS] if found]
-    return f'<div class="multiples">{"".join(figures)}</div>' if figures else ""
+    return _multiples([_scale_bars(name, found) for name, found in list(sums.items())[:MOST_MAPS] if found], len(sums))
+
+
+def _multiples(figures: Sequence[str], kinds: int) -> str:
+    return f'<div class="multiples">{"".join(figures)}</div>{_left_out(max(0, kinds - MOST_MAPS))}'
 
 
 def _scale_bars(name: str, found: Counter[int]) -> str:
@@ -230,8 +241,9 @@ def code_histograms(codes: Iterable[CodeReport]) -> str:
         sums[kind(report.tensor)] = [
             a + b for a, b in zip(sums.get(kind(report.tensor), [0] * 16), report.histogram, strict=True)
         ]
-    figures = [_code_bars(name, found) for name, found in list(sums.items())[:MOST_MAPS] if sum(found)]
-    return f'<div class="multiples">{"".join(figures)}</div>' if figures else ""
+    return _multiples(
+        [_code_bars(name, found) for name, found in list(sums.items())[:MOST_MAPS] if sum(found)], len(sums)
+    )
 
 
 def _code_bars(name: str, found: Sequence[int]) -> str:

@@ -18,6 +18,10 @@ MOST_ROWS = 4000
 """Rows of a table; past that the experts of a layer are one row."""
 
 
+MOST_FIGURES = 1000
+"""Rows of the table of scales, whose heat maps and histograms have them all."""
+
+
 def short(number: int | None) -> str:
     """A count in four digits: "116.8 B"; "unknown" for None."""
     if number is None:
@@ -108,12 +112,13 @@ def scale_table(report: Inspection) -> str:
                Column("smallest", True), Column("largest", True), Column("zero blocks", True),
                Column("byte 254", True), Column("byte 255", True), Column("bias", True))  # fmt: skip
     rows = []
-    for s in report.scales or ():
+    scales = report.scales or ()
+    for s in scales[:MOST_FIGURES]:
         t = s.total
         counts = (t.zero_blocks, t.bytes_254, t.bytes_255, s.bias)
         rows.append((Cell(code(s.tensor)), Cell(text(s.element)), _count(t.blocks), _figure(t.mean), _count(t.minimum),
                      _count(t.maximum), *map(_count, counts)))  # fmt: skip
-    figures = _capped("scale-figures", "Scales of weights", columns, rows)
+    figures = table("scale-figures", "Scales of weights", columns, rows) + _more(len(scales) - MOST_FIGURES)
     return f"<details><summary>Every weight's scales</summary>{figures}</details>"
 
 
@@ -182,10 +187,11 @@ def file_table(report: Inspection) -> str:
 def _capped(
     key: str, caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, search: bool = False
 ) -> str:
-    out = table(key, caption, columns, rows[:MOST_ROWS], search=search)
-    if len(rows) > MOST_ROWS:
-        out += f"<p>And {len(rows) - MOST_ROWS:,} more; <code>--json</code> lists them all.</p>"
-    return out
+    return table(key, caption, columns, rows[:MOST_ROWS], search=search) + _more(len(rows) - MOST_ROWS)
+
+
+def _more(rows: int) -> str:
+    return f"<p>And {rows:,} more; <code>--json</code> lists them all.</p>" if rows > 0 else ""
 
 
 def _count(number: int | None) -> Cell:
