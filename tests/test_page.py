@@ -339,6 +339,22 @@ class Tags(HTMLParser):
         self.seen.append((tag, dict(attrs)))
 
 
+def test_without_scripts_it_is_whole(tab: chromium.Browser, big_page: Path) -> None:
+    """Every drawing and table is there, and nothing that would do nothing."""
+    tab.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        opened(tab, big_page)
+        seen = "[...document.querySelectorAll('%s')].map(e => e.checkVisibility())"
+        assert tab.run(seen % "#scales .map svg") == [True, True]
+        assert not any(tab.run(seen % "select, input"))
+        assert tab.run("document.querySelectorAll('#weight-table tbody tr').length") == 615
+        assert tab.run("document.querySelector('#scales-0 figcaption + .controls').innerText").startswith(
+            "mean exponent"
+        )
+    finally:
+        tab.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
 def test_semantics(big: Inspection) -> None:
     seen = Tags(inspection_page(big)).seen
     ids = [a["id"] for _, a in seen if "id" in a]
