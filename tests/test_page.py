@@ -25,7 +25,7 @@ from ckpttool.render import charts
 from ckpttool.render.heat_map import View, colour, ends
 from ckpttool.render.inspection_page import inspection_page
 from ckpttool.render.inspection_tables import MOST_ROWS, layers, short
-from ckpttool.render.page import Section, page, write_page
+from ckpttool.render.page import Section, check_place, page, write_page
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MANIFEST: dict[str, Any] = json.loads((FIXTURES / "MANIFEST.json").read_text(encoding="utf-8"))
@@ -536,8 +536,13 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
     other.write_bytes(b"GGUF")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     for target in (other, tmp_path, tmp_path / "link"):
-        with pytest.raises(LocalIOError, match="no page of ckpttool's"):
-            write_page(target, page("three", "", []))
+        for write in (check_place, lambda p: write_page(p, page("three", "", []))):
+            with pytest.raises(LocalIOError, match="no page of ckpttool's"):
+                write(target)
+    check_place(path)
+    check_place(tmp_path / "new.html")
+    with pytest.raises(LocalIOError, match="no such folder"):
+        check_place(tmp_path / "no" / "page.html")
     assert other.read_bytes() == b"GGUF"
     with pytest.raises(LocalIOError, match="cannot be written"):
         write_page(tmp_path / "no" / "page.html", page("four", "", []))
@@ -553,11 +558,12 @@ def test_a_write_that_fails_leaves_the_old_page(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    with pytest.raises(UsageError) as caught:
-        inspection_page(tiny())
-    assert caught.value.hint == "pip install 'ckpttool[report]'"
+    for draw in (lambda: inspection_page(tiny()), lambda: check_place(tmp_path / "page.html")):
+        with pytest.raises(UsageError) as caught:
+            draw()
+        assert caught.value.hint == "pip install 'ckpttool[report]'"
 
 
 def test_the_pictures_are_those_of_the_manifest() -> None:

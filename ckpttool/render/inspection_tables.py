@@ -178,7 +178,7 @@ def file_table(report: Inspection) -> str:
     """The files, and how each header is known again."""
     columns = (Column("file"), Column("size", True), Column("bytes", True), Column("sha256 of the header"))
     rows = [
-        (Cell(code(f.name)), Cell(size(f.nbytes), f.nbytes), _count(f.nbytes), Cell(code(f.header_sha256[:16])))
+        (Cell(code(f.name)), Cell(size(f.nbytes), f.nbytes), _count(f.nbytes), Cell(code((f.header_sha256 or "")[:16])))
         for f in report.files
     ]
     return _capped("file-table", "Files", columns, rows)

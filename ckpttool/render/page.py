@@ -16,15 +16,25 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ckpttool import __version__
-from ckpttool.errors import MESSAGE_LIMIT, NAME_LIMIT, LocalIOError, shown
+from ckpttool.errors import MESSAGE_LIMIT, NAME_LIMIT, LocalIOError, UsageError, shown
 
 GENERATOR = f'<meta name="generator" content="ckpttool {__version__}">'
 OURS = b'<meta name="generator" content="ckpttool '
 """By this, within the first bytes, a page of ours is known again."""
+
+
+OTHER_FILE = "give another --html FILE"
+
+
+def no_drawing() -> UsageError:
+    """What is said where the package that draws is missing."""
+    hint = "pip install 'ckpttool[report]'"
+    return UsageError("drawing a page needs the package vl-convert-python, which is not here", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,25 @@ def _cell(number: int, cell: Cell, column: Column) -> str:
     return f'<th scope="row"{value}>{cell.body}</th>' if number == 0 else f"<td{kind}{value}>{cell.body}</td>"
 
 
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Before the work that a page needs: that it can be drawn, and written at `path`.
+
+    Raises:
+        UsageError: what draws is not installed.
+        LocalIOError: something else lies there, or its folder is missing.
+    """
+    if find_spec("vl_convert") is None:
+        raise no_drawing()
+    target = Path(path)
+    try:
+        if target.is_symlink() or target.exists():
+            _refuse_others(target)
+        elif not target.parent.is_dir():
+            raise LocalIOError("there is no such folder", file=str(target.parent), hint=OTHER_FILE)
+    except OSError as e:
+        raise _unwritable(target, e) from e
+
+
 def write_page(path: str | os.PathLike[str], document: str) -> None:
     """Write `document`, a page, at `path`: whole or not at all. An older page there is replaced, nothing else is.
 
@@ -170,7 +199,11 @@ def write_page(path: str | os.PathLike[str], document: str) -> None:
                 Path(name).unlink()
             raise
     except OSError as e:
-        raise LocalIOError(f"cannot be written: {e.strerror}", file=str(target), hint="give another --html FILE") from e
+        raise _unwritable(target, e) from e
+
+
+def _unwritable(target: Path, error: OSError) -> LocalIOError:
+    return LocalIOError(f"cannot be written: {error.strerror}", file=str(target), hint=OTHER_FILE)
 
 
 def _refuse_others(target: Path) -> None:
@@ -178,7 +211,7 @@ def _refuse_others(target: Path) -> None:
         with target.open("rb") as f:
             if OURS in f.read(500):
                 return
-    raise LocalIOError("exists and is no page of ckpttool's", file=str(target), hint="give another --html FILE")
+    raise LocalIOError("exists and is no page of ckpttool's", file=str(target), hint=OTHER_FILE)
 
 
 def _umask() -> int:
