@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from ckpttool.render.estimate import show_estimate
     from ckpttool.render.failures import show_error, show_interrupted
     from ckpttool.render.inspection import show_inspection
+    from ckpttool.render.inspection_page import save_inspection_page
+    from ckpttool.render.page import check_place
     from ckpttool.render.terminal import OutputClosed, flush
 
 __all__ = [
     "OutputClosed",
+    "check_place",
     "flush",
     "progress",
+    "save_inspection_page",
     "show_conversion",
     "show_diff",
     "show_doctor",
@@ -34,8 +38,10 @@ __all__ = [
 
 _HOMES = {
     "OutputClosed": "terminal",
+    "check_place": "page",
     "flush": "terminal",
     "progress": "bars",
+    "save_inspection_page": "inspection_page",
     "show_conversion": "conversion",
     "show_diff": "diff",
     "show_doctor": "doctor",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from ckpttool.errors import MESSAGE_LIMIT, shown
 from ckpttool.render.inspection_charts import bytes_by_module, code_histograms, percent, scale_histograms, scale_maps
 from ckpttool.render.inspection_tables import (
     exact,
@@ -18,7 +19,8 @@ from ckpttool.render.inspection_tables import (
     short,
     weight_table,
 )
-from ckpttool.render.page import Section, code, facts, page, text, tiles
+from ckpttool.render.page import Section, code, facts, page, text, tiles, write_page
+from ckpttool.render.terminal import say
 from ckpttool.units import size
 
 if TYPE_CHECKING:
@@ -50,6 +52,18 @@ def inspection_page(report: Inspection) -> str:
     sections.append(Section("files", "Files", file_table(report)))
     name = PurePath(report.source.rstrip("/")).name or report.source
     return page(name, _lede(report), sections)
+
+
+def save_inspection_page(report: Inspection, path: str, as_json: bool) -> None:
+    """Write the page of `report` at `path` and, but for JSON's sake, say so.
+
+    Raises:
+        UsageError, LocalIOError: as `page.check_place`.
+    """
+    document = inspection_page(report)
+    write_page(path, document)
+    if not as_json:
+        say(f"page: {shown(path, MESSAGE_LIMIT)}, {size(len(document.encode()))}; it opens in any browser")
 
 
 def _lede(report: Inspection) -> str:
