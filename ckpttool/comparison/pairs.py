@@ -102,28 +102,41 @@ def _holds(extents: tuple[Extent, ...], row: int) -> bool:
 
 
 @dataclass(frozen=True)
+class Misfit:
+    """The weights that claim a part and cannot be read as it, by their format or their shape.
+
+    `shape` is the part's where only the format is in the way, else that of the first weight of another one.
+    """
+
+    weights: tuple[Weight, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Holding:
-    """What one checkpoint holds: parts by their extents, weights of a wrong shape by part, and all other weights."""
+    """What one checkpoint holds: parts by their extents, what does not fit its part, and all other weights."""
 
     shapes: Mapping[str, PartShape]
     extents: Extents
-    misfits: Mapping[str, Weight] = field(default_factory=dict)
+    misfits: Mapping[str, Misfit] = field(default_factory=dict)
     loose: Mapping[str, Weight] = field(default_factory=dict)
 
     def format(self, name: str) -> str | None:
         """The formats of a part or loose weight, or None where it is not here."""
         if name in self.extents:
-            found = dict.fromkeys(x.weight.codec.name for x in self.extents[name])
-            return "+".join(found)
-        weight = self.misfits.get(name) or self.loose.get(name)
-        return weight.codec.name if weight else None
+            weights = [x.weight for x in self.extents[name]]
+        elif name in self.misfits:
+            weights = list(self.misfits[name].weights)
+        else:
+            weights = [self.loose[name]] if name in self.loose else []
+        return "+".join(dict.fromkeys(w.codec.name for w in weights)) or None
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """The canonical shape of a part; the stored one of a misfit or a loose weight; None where it is not here."""
+        """The canonical shape of a part; the stored one of a wrong or a loose weight; None where it is not here."""
         if name in self.extents:
             return self.shapes[name].shape
-        weight = self.misfits.get(name) or self.loose.get(name)
-        return weight.shape if weight else None
+        found = self.misfits.get(name) or self.loose.get(name)
+        return found.shape if found else None
 
     def names(self) -> Iterator[str]:
         """Parts in the architecture's order, then loose weights in theirs."""
@@ -159,7 +172,7 @@ def _by_part(checkpoint: Checkpoint, sizes: Sizes) -> Holding:
     shapes = arch.shapes(sizes)
     claims = {c.name: c for c in dialect.expand(sizes)}
     good: dict[str, Weight] = {}
-    misfits: dict[str, Weight] = {}
+    wrong: dict[str, list[Weight]] = {}
     loose: dict[str, Weight] = {}
     for w in checkpoint.weights:
         claim = claims.get(w.name)
@@ -168,15 +181,27 @@ def _by_part(checkpoint: Checkpoint, sizes: Sizes) -> Holding:
         elif _fits(w, claim, shapes):
             good.setdefault(w.name, w)
         else:
-            misfits |= dict.fromkeys(claim.join.parts, w)
+            for part in claim.join.parts:
+                wrong.setdefault(part, []).append(w)
     extents = extents_of(good.values(), claims.values(), shapes)
-    return Holding(shapes, extents, {p: w for p, w in misfits.items() if p not in extents}, loose)
+    misfits = {p: _misfit(p, found, claims, shapes) for p, found in wrong.items() if p not in extents}
+    return Holding(shapes, extents, misfits, loose)
+
+
+def _misfit(part: str, found: list[Weight], claims: Mapping[str, Claim], shapes: Mapping[str, PartShape]) -> Misfit:
+    odd = next((w for w in found if not _is_shaped(w, claims[w.name], shapes)), None)
+    return Misfit(tuple(found), odd.shape if odd else shapes[part].shape)
+
+
+def _is_shaped(w: Weight, claim: Claim, shapes: Mapping[str, PartShape]) -> bool:
+    """Whether a weight has the shape of the parts that its name claims; ggml drops axes of length 1."""
+    wanted = claim.join.stored_shape(shapes)
+    return tuple(n for n in w.shape if n != 1) == tuple(n for n in wanted if n != 1)
 
 
 def _fits(w: Weight, claim: Claim, shapes: Mapping[str, PartShape]) -> bool:
-    """Whether a weight can be read as the parts that its name claims; ggml drops axes of length 1."""
-    wanted = claim.join.stored_shape(shapes)
-    if tuple(n for n in w.shape if n != 1) != tuple(n for n in wanted if n != 1):
+    """Whether a weight can be read as the parts that its name claims."""
+    if not _is_shaped(w, claim, shapes):
         return False
     k = shapes[claim.join.parts[0]].row_length
     return is_rows(w, k) and not (claim.join.transposed and not w.codec.is_plain)
@@ -202,6 +227,9 @@ def groups(a: Holding, b: Holding) -> Iterator[Group]:
         done.update(parts)
         ours, theirs = ({p: x.extents[p] for p in parts} for x in (a, b))
         yield Group(parts, a.shapes[part], ours, theirs, a.shapes[part].row_length)
+    for part, misfit in a.misfits.items():
+        if part in b.misfits:
+            yield from _opaque_group(part, misfit.weights, b.misfits[part].weights)
     for name, w in a.loose.items():
         other = b.loose.get(name)
         if other is not None and other.shape == w.shape:
@@ -213,16 +241,31 @@ def _comparable(a: Holding, b: Holding, part: str) -> bool:
 
 
 def _loose_groups(name: str, a: Weight, b: Weight) -> Iterator[Group]:
-    """One group of rows along the last axis, or where the bytes are no rows, one for each pair of stored tensors."""
+    """One group of rows along the last axis, or where the bytes are no rows, of bytes."""
     columns = a.shape[-1] if a.shape else 1
     a, b = _as_pair(a), _as_pair(b)
     if is_rows(a, columns) and is_rows(b, columns):
         k = _short(columns, lcm(a.codec.format.block, b.codec.format.block))
         yield _rows_group(name, PartShape((a.parameters // k,), k), a, b, columns)
-    elif alike(a, b):
-        for s, t in zip(a.stored, b.stored, strict=True):
-            ours, theirs = (Weight(name, OPAQUE, (s.nbytes, 1), (x,)) for x in (s, t))
-            yield _rows_group(name, PartShape((s.nbytes,), 1), ours, theirs, 1)
+    else:
+        yield from _opaque_group(name, (a,), (b,))
+
+
+def _opaque_group(name: str, a: tuple[Weight, ...], b: tuple[Weight, ...]) -> Iterator[Group]:
+    """The bytes of weights that are stored alike, one after the other: equal, or nobody here can tell how far apart."""
+    if [w.name for w in a] == [w.name for w in b] and all(map(alike, a, b)):
+        nbytes = sum(w.nbytes for w in a)
+        ours, theirs = ({name: _opaque(name, weights)} for weights in (a, b))
+        yield Group((name,), PartShape((nbytes,), 1), ours, theirs, 1)
+
+
+def _opaque(name: str, weights: tuple[Weight, ...]) -> tuple[Extent, ...]:
+    out: list[Extent] = []
+    for t in (t for w in weights for t in w.stored if t.nbytes):
+        start = out[-1].stop if out else 0
+        weight = Weight(name, OPAQUE, (t.nbytes, 1), (t,))
+        out.append(Extent(weight, (name,), start, start + t.nbytes, 0, False))
+    return tuple(out)
 
 
 def _as_pair(w: Weight) -> Weight:
