@@ -9,7 +9,7 @@ tokens, interpolated linearly between neighbours.
 * `top1`: share of tokens where both find the same token the most probable; `top5`: where the reference's is among the
   candidate's five.
 * `*_se`: standard errors of what another text of the same kind would give, by batch means: tokens are cut into blocks
-  of 64 neighbours of one sequence, within which they may depend on each other as they like; blocks are taken as
+  of 256 neighbours of one sequence, within which they may depend on each other as they like; blocks are taken as
   independent. For the mean m of x over N tokens in G blocks, with D and n a block's sum and number,
 
       se^2 = G / (G - 1) * sum of (D - n m)^2 / N^2
@@ -33,9 +33,10 @@ import numpy as np
 from ckpttool.validator.failures import Failure
 from ckpttool.validator.logits import FIELDS, Floats, Integers, Rows, measure
 
-BLOCK_TOKENS: Final = 64
-"""Neighbours that may depend on each other: log-likelihood differences of the tiny model are uncorrelated from some 10
-tokens on, so that longer blocks only make the estimate coarser."""
+BLOCK_TOKENS: Final = 256
+"""Neighbours that may depend on each other. Differences of the tiny model's log-likelihoods do not correlate even with
+the next token's, but its KL is larger in some passages than in others: single tokens give a standard error of 0.00030,
+blocks of 64 0.00034, of 256 0.00042."""
 
 TOP: Final = 5
 _NONE: Final = np.empty(0, np.int64)
