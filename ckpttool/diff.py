@@ -141,7 +141,7 @@ def _verdict(counts: Counter[str], total: int, differing: int) -> str:
         return f"{differing:,} of {total:,} parts differ"
     if counts["unread"]:
         return f"headers agree on all {total:,} parts; no values compared"
-    return f"identical {'values' if counts[Status.values] else 'bytes'}, all {total:,} parts"
+    return f"identical {'values' if counts[Status.values] else 'bytes'}, all parts ({total:,})"
 
 
 def _notes(a: Checkpoint, b: Checkpoint, more: Sequence[str | None]) -> list[str]:

@@ -43,12 +43,12 @@ def document(*argv: str | Path) -> dict[str, Any]:
 
 
 VERDICTS = [
-    ("hf", "hf", "identical bytes, all 79 parts", 0),
-    ("hf", "openai", "identical bytes, all 79 parts", 0),
-    ("hf-bf16", "unsloth", "identical bytes, all 79 parts", 0),
-    ("hf", "gguf/tiny-gpt-oss-auto.gguf", "identical values, all 79 parts", 0),
-    ("hf-bf16", "gguf/tiny-gpt-oss-auto.gguf", "identical values, all 79 parts", 0),
-    ("gguf/split/tiny-gpt-oss-auto-00001-of-00003.gguf", "hf", "identical values, all 79 parts", 0),
+    ("hf", "hf", "identical bytes, all parts (79)", 0),
+    ("hf", "openai", "identical bytes, all parts (79)", 0),
+    ("hf-bf16", "unsloth", "identical bytes, all parts (79)", 0),
+    ("hf", "gguf/tiny-gpt-oss-auto.gguf", "identical values, all parts (79)", 0),
+    ("hf-bf16", "gguf/tiny-gpt-oss-auto.gguf", "identical values, all parts (79)", 0),
+    ("gguf/split/tiny-gpt-oss-auto-00001-of-00003.gguf", "hf", "identical values, all parts (79)", 0),
     ("parent", "hf", "12 of 79 parts differ", 1),
     ("parent", "gguf/tiny-gpt-oss-q4_k_m.gguf", "30 of 79 parts differ", 1),
 ]
@@ -269,7 +269,7 @@ def test_fields_that_change_the_forward_pass_come_first_and_say_so(small: dict[s
     change = {"eos_token_id": 5, "sliding_window": 64, "attention_dropout": 0.5}
     b = builders.write(Model(Sizes(layers=1)), tmp_path / "b", "hf", config=change)
     out = run("diff", small["hf"], b).out
-    assert out.startswith("identical bytes, all 22 parts\n")
+    assert out.startswith("identical bytes, all parts (22)\n")
     lines = out[out.index("config, 3 fields:") :].splitlines()[1:4]
     assert lines[0] == "  sliding_window: 128 in A, 64 in B; changes the forward pass"
     assert "forward" not in lines[1] + lines[2]
