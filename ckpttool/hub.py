@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from ckpttool.containers import answers
 from ckpttool.containers.http import HttpRanges, retried, session
 from ckpttool.containers.remote import RemoteFolder, RemotePath
+from ckpttool.containers.stores import without_secrets
 from ckpttool.errors import InputError, NetworkError, UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def hub_folder(source: str) -> tuple[RemoteFolder, str | None]:
         UsageError: no such address.
         NetworkError: no such repo or revision, no access, or the Hub cannot be reached.
     """
-    uri = _parsed(source)
+    uri, source = _parsed(source), without_secrets(source)
     info = _listed(uri, source)
     sha = info.sha
     if not isinstance(sha, str) or not _COMMIT.fullmatch(sha):
@@ -62,7 +63,9 @@ def _parsed(source: str) -> HfUri:
         uri = parse_hf_uri(source, endpoint=constants.ENDPOINT)
     except HfUriError as error:
         hint = "hf://org/repo, hf://org/repo@revision/path, or the address of a repo's page"
-        raise UsageError(f"is no address of a repo: {error}", file=source, hint=hint) from error
+        shown = without_secrets(source)
+        what = f"is no address of a repo: {str(error).replace(source, shown)}"
+        raise UsageError(what, file=shown, hint=hint) from error
     if uri.type not in ("model", "dataset"):
         raise UsageError(f"is a {uri.type}, which holds no checkpoint", file=source, hint="give a model's repo")
     return uri

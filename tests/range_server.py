@@ -232,6 +232,20 @@ def drip(event: threading.Event) -> Fault:
     return fault
 
 
+def drip_head(event: threading.Event) -> Fault:
+    """A head that never ends, a byte at a time, until `event` is set."""
+
+    def fault(handler: Handler) -> bool:
+        handler.wfile.write(b"HTTP/1.1 206 Partial Content\r\nX-Long: ")
+        with contextlib.suppress(ConnectionError):
+            while not event.wait(0.02):
+                handler.wfile.write(b"x")
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
 def stall(event: threading.Event) -> Fault:
     """Nothing at all, until `event` is set."""
 

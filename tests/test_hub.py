@@ -19,7 +19,7 @@ from header_checkpoints import write_headers
 from range_server import SHA, Repo
 
 from ckpttool import open_checkpoint
-from ckpttool.containers import http, limits
+from ckpttool.containers import http, limits, stores
 from ckpttool.containers.http import Patience
 from ckpttool.errors import CkptError, InputError, LimitError, NetworkError, UsageError
 
@@ -400,6 +400,16 @@ def test_addresses_that_are_none(hub: web.Server, source: str, says: str) -> Non
     assert hub.log == []
 
 
+def test_a_list_of_files_that_redirects_without_end(hub: web.Server) -> None:
+    hub.always["/api/models/org/loop"] = web.redirect("/api/models/org/loop")
+    assert "the server misbehaves" in refused("org/loop")
+
+
+def test_no_token_of_an_address_is_shown(hub: web.Server) -> None:
+    refused("https://user:hf_secret@huggingface.co/org/gone")
+    refused("https://user:hf_secret@huggingface.co/", 2)
+
+
 # Object stores
 
 
@@ -458,6 +468,28 @@ def test_a_file_that_changes_in_a_store(memory: MemoryFileSystem, monkeypatch: p
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", replaced)
     assert "the remote file changed: its etag is" in refused("memory://bucket/gguf/tiny-gpt-oss-auto.gguf")
+
+
+def test_a_file_that_is_replaced_while_its_second_range_is_read(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at the file before that would not tell."""
+    name = "/bucket/gguf/tiny-gpt-oss-auto.gguf"
+    (folder, one) = stores.store_folder(f"memory:/{name}")
+    assert one is not None
+    ranges = folder.file(one).ranges
+    cat = MemoryFileSystem.cat_file
+
+    def replaced(self: MemoryFileSystem, path: str, start: int, end: int) -> bytes:
+        if start:
+            self.pipe_file(path, b"x" * 2_000_000)
+        data: bytes = cat(self, path, start, end)
+        return data
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", replaced)
+    assert ranges.fetch(0, 4) == b"GGUF"
+    with pytest.raises(NetworkError, match="the remote file changed: its etag is"):
+        ranges.fetch(4, 8)
 
 
 @pytest.mark.parametrize(

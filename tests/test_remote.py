@@ -14,7 +14,7 @@ import range_server as web
 from commandline import run
 
 from ckpttool import inspect, open_checkpoint
-from ckpttool.containers import answers, gguf, http, limits, safetensors
+from ckpttool.containers import answers, gguf, http, limits, safetensors, stores
 from ckpttool.containers.http import HttpRanges, Patience
 from ckpttool.containers.remote import RemoteFile, RemoteHead
 from ckpttool.errors import CkptError, InputError, LimitError, NetworkError, UsageError
@@ -215,6 +215,17 @@ def test_a_slow_drip_ends(server: web.Server, monkeypatch: pytest.MonkeyPatch) -
     assert len(server.log) == 1
 
 
+def test_a_head_that_drips_ends(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "PATIENCE", Patience(total=0.1, slowest=1e9, pauses=()))
+    over = threading.Event()
+    server.always[PATH] = web.drip_head(over)
+    threading.Timer(10, over.set).start()
+    try:
+        assert "too slow: no whole answer in time" in str(refused(server))
+    finally:
+        over.set()
+
+
 def test_a_stall_ends(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "PATIENCE", Patience(read=0.1, pauses=(0,)))
     over = threading.Event()
@@ -380,6 +391,7 @@ def test_redirects_without_end(server: web.Server) -> None:
         ("http://[fe80::1]/", "a private address"),
         ("file:///etc/passwd", "redirects from http to file"),
         ("ftp://127.0.0.1/x", "redirects from http to ftp"),
+        (f"http://{'a' * 64}.com/x", "which no host can be called"),
     ],
 )
 def test_redirects_to_where_nobody_should_go(server: web.Server, target: str, says: str) -> None:
@@ -461,6 +473,38 @@ def test_a_split_set_by_the_url_of_its_first() -> None:
         del server.files[max(files)]
         with pytest.raises(NetworkError, match=r"00003-of-00003.gguf: there is no such file \(404\)"):
             inspect(server.url(first))
+
+
+def test_a_url_whose_host_can_have_no_such_name() -> None:
+    report = run("inspect", f"https://{'a' * 64}.com/x.gguf", "--json")
+    assert report.code == 2
+    assert "is no URL that can be asked" in report.document["errors"][0]["message"]
+
+
+def test_what_is_shown_of_an_address() -> None:
+    for url, shown in {
+        "https://user:secret@h/x.gguf?token=secret": "https://h/x.gguf",
+        "ftp://user:secret@h/x.gguf": "ftp://user@h/x.gguf",
+        "simplecache::sftp://user:secret@h/x": "simplecache::sftp://user@h/x",
+        "abfs://container@account/x": "abfs://container@account/x",
+        "github://org:repo@main/x": "github://org:repo@main/x",
+        "s3://bucket/a:b@c": "s3://bucket/a:b@c",
+    }.items():
+        assert stores.without_secrets(url) == shown
+
+
+@pytest.mark.parametrize("url", ["nosuch://user:secret@h/x.gguf", "ftp://user:secret@127.0.0.1:1/x.gguf"])
+def test_no_password_of_a_store_in_errors(url: str) -> None:
+    report = run("inspect", url, "--json")
+    assert report.code in (2, 5)
+    assert "secret" not in report.out + report.err
+
+
+@pytest.mark.parametrize("scheme", ["https", "hf"])
+def test_no_password_where_only_local_files_will_do(scheme: str, tmp_path: Path) -> None:
+    report = run("convert", f"{scheme}://user:secret@h/x.gguf", tmp_path / "x", "--to", "bf16", "--json")
+    assert report.code == 3
+    assert "secret" not in report.out + report.err
 
 
 @pytest.mark.parametrize(("path", "says"), [("/", "names no file"), ("/folder", "names no file")])

@@ -116,7 +116,7 @@ def translated(library: ModuleType, label: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as error:
         raise NetworkError("is remote, and HF_HUB_OFFLINE is set", file=label, hint=ONLINE) from error
-    except (library.InvalidURL, library.UnsupportedProtocol) as error:
+    except (library.InvalidURL, library.UnsupportedProtocol, UnicodeError) as error:  # the last for a host's name
         raise UsageError(f"is no URL that can be asked: {error}", file=label, hint="check the URL") from error
     except (library.ConnectError, library.ConnectTimeout) as error:
         tls = "CERTIFICATE" in str(error).upper()
@@ -126,6 +126,8 @@ def translated(library: ModuleType, label: str) -> Iterator[None]:
         raise Again("does not answer in time") from error
     except library.TransportError as error:
         raise Again(f"the connection broke off: {str(error) or type(error).__name__}") from error
+    except library.RequestError as error:  # redirects without end, a body that is not compressed as it says
+        raise NetworkError(f"the server misbehaves: {error}", file=label, hint="is it the right URL?") from error
 
 
 def refuse_redirect(origin: str, target: str, label: str) -> None:
@@ -141,7 +143,13 @@ def refuse_redirect(origin: str, target: str, label: str) -> None:
     if end.hostname == start.hostname:
         return
     inside = any(not a.is_global for a in _addresses(start.hostname))
-    for address in _addresses(end.hostname):
+    try:
+        found = _addresses(end.hostname)
+    except UnicodeError as error:
+        raise NetworkError(
+            f"redirects to {end.hostname}, which no host can be called", file=label, hint=hint
+        ) from error
+    for address in found:
         if address.is_link_local or not (address.is_global or inside):
             raise NetworkError(f"redirects to {end.hostname}, a private address", file=label, hint=hint)
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -47,6 +49,9 @@ PATIENCE = Patience()
 """The one in force."""
 
 REDIRECTS: Final = 3
+
+HEAD_GRACE: Final = 0.5
+"""Seconds that a head may be late: by then the client has given up by itself where nothing came."""
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
@@ -178,7 +183,7 @@ class HttpRanges:
             remembered = hop is not self._origin
             for _ in range(REDIRECTS + 1):
                 request = self._request(library, client, hop, at, stop, deadline)
-                response = client.send(request, stream=True, follow_redirects=False)
+                response = self._sent(client, request, deadline)
                 try:
                     self._pinned(response)
                     if response.next_request is None:
@@ -192,6 +197,23 @@ class HttpRanges:
                 finally:
                     response.close()
         raise NetworkError(f"more than {REDIRECTS} redirects", file=self.label, hint="give the URL that they lead to")
+
+    def _sent(self, client: httpx2.Client, request: httpx2.Request, deadline: float) -> httpx2.Response:
+        """The head of the answer. The client only bounds each wait for bytes, so that a head that drips has no end: it
+        is left to a thread of its own, which nobody waits for."""
+        sent: Future[httpx2.Response] = Future()
+
+        def send() -> None:
+            try:
+                sent.set_result(client.send(request, stream=True, follow_redirects=False))
+            except BaseException as e:
+                sent.set_exception(e)
+
+        threading.Thread(target=send, daemon=True).start()
+        if not wait([sent], max(0.0, deadline - time.monotonic()) + HEAD_GRACE).done:
+            sent.add_done_callback(lambda late: None if late.exception() else late.result().close())
+            raise NetworkError("too slow: no whole answer in time", file=self.label, hint=answers.LATER)
+        return sent.result()
 
     def _request(
         self, library: ModuleType, client: httpx2.Client, hop: Hop, at: int, stop: int, deadline: float

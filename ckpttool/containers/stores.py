@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 class StoreRanges:
     """Ranges of one file of an fsspec file system; `info` is what its listing says of it.
 
-    fsspec gives no etag with the bytes. So from the second range on the file is looked up again: parts of two files are
-    no header.
+    fsspec gives no etag with the bytes. So behind each range from the second one on the file is looked up again: what
+    is then as it was at first has not changed in between, and parts of two files are no header.
     """
 
     def __init__(self, system: AbstractFileSystem, path: str, label: str, info: dict[str, Any]) -> None:
@@ -41,13 +42,13 @@ class StoreRanges:
         if start >= stop:
             return b""
         try:
+            data: bytes = self._system.cat_file(self._path, start=start, end=stop)
             if self._asked and self.etag is not None:
                 self._system.invalidate_cache(self._system._parent(self._path))
                 if (now := _version(self._system.info(self._path))) != self.etag:
                     what = f"the remote file changed: its etag is {now}, at first it was {self.etag}"
                     raise NetworkError(what, file=self.label, hint=CHANGED)
             self._asked = True
-            data: bytes = self._system.cat_file(self._path, start=start, end=stop)
         except CkptError:
             raise
         except Exception as error:  # each driver raises errors of its own kind
@@ -81,21 +82,21 @@ def store_folder(url: str) -> tuple[RemoteFolder, str | None]:
     import fsspec
 
     scheme = url.partition("://")[0]
+    shown = without_secrets(url).rstrip("/")
     try:
         system, path = fsspec.url_to_fs(url)
     except ImportError as error:
-        raise UsageError(f"{scheme}:// needs a driver: {error}", file=url, hint=_driver(scheme)) from error
+        raise UsageError(f"{scheme}:// needs a driver: {error}", file=shown, hint=_driver(scheme)) from error
     except ValueError as error:
         hint = "SOURCE is a path, org/repo, hf://, https://, s3:// or another scheme of fsspec"
-        raise UsageError(f"{scheme}:// is not known: {error}", file=url, hint=hint) from error
+        raise UsageError(f"{scheme}:// is not known: {error}", file=shown, hint=hint) from error
     except Exception as error:  # a driver that connects as it is made
-        raise _refused(error, url) from error
+        raise _refused(error, shown) from error
     try:
         info = system.info(path)
         rows = system.find(path, withdirs=False, detail=True, maxdepth=2) if info["type"] == "directory" else {}
     except Exception as error:
-        raise _refused(error, url) from error
-    shown = url.rstrip("/")
+        raise _refused(error, shown) from error
     if info["type"] != "directory":
         above, _, name = shown.rpartition("/")
         return _with_siblings(system, path, above, name, info), name
@@ -142,16 +143,21 @@ def url_folder(url: str) -> tuple[RemoteFolder, str]:
     name = parts.path.rpartition("/")[2]
     if not name or "." not in name:
         hint = "give a file: .../model.safetensors.index.json, .../x.safetensors or .../x.gguf"
-        raise InputError("names no file", file=_shown(url), hint=hint)
+        raise InputError("names no file", file=without_secrets(url), hint=hint)
 
     def sibling(other: str) -> RemotePath:
         here = url if other == name else urljoin(url, other) + (f"?{parts.query}" if parts.query else "")
-        return RemotePath(other, _shown(here), HttpRanges(here, other))
+        return RemotePath(other, without_secrets(here), HttpRanges(here, other))
 
-    return RemoteFolder(_shown(url).rpartition("/")[0], {}, sibling), name
+    return RemoteFolder(without_secrets(url).rpartition("/")[0], {}, sibling), name
 
 
-def _shown(url: str) -> str:
-    """`url` without what may be secret: a password, a signature in its query."""
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+
+
+def without_secrets(url: str) -> str:
+    """`url` as it may be shown: without a password, and of http(s) without user and query, which may hold a token."""
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    if parts.scheme in ("http", "https"):
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return url if parts.scheme in ("git", "github") else _PASSWORD.sub(r"\1@", url)  # whose colon is before a name
