@@ -17,6 +17,8 @@ from ckpttool.render.page import no_drawing
 
 TEXT, MUTED, LINE = "var(--text)", "var(--muted)", "var(--line)"
 FONT = 12
+MOST_LABELS = 10
+"""Labels below a histogram, where none are asked for."""
 STEPS = 9
 """Colours of a heat map's ramp."""
 
@@ -126,11 +128,12 @@ def _label(data: str, x: str, y: str, limit: str, where: str, colour: str) -> di
     return {"type": "text", "from": {"data": data}, "aria": False, "interactive": False, "encode": {"enter": enter}}
 
 
-def bars(values: Sequence[tuple[str, float, str]], x_title: str, y_title: str, says: str, ticks: int = 8) -> str:
-    """A histogram: for each bar its label below, its height, and what it says."""
+def bars(
+    values: Sequence[tuple[str, float, str]], x_title: str, y_title: str, says: str, labels: Sequence[str] = ()
+) -> str:
+    """A histogram: for each bar its label below, its height, and what it says. `labels` are shown, else every n-th."""
     rows = [{"n": n, "label": label, "height": height, "says": tip} for n, (label, height, tip) in enumerate(values)]
-    every = max(1, -(-len(rows) // ticks))
-    labels = [row["label"] for row in rows][::every]
+    labels = labels or [label for label, _, _ in values][:: max(1, -(-len(rows) // MOST_LABELS))]
     scales = [
         {"name": "x", "type": "band", "domain": [r["label"] for r in rows], "range": "width", "paddingInner": 0.12},
         {
@@ -144,7 +147,7 @@ def bars(values: Sequence[tuple[str, float, str]], x_title: str, y_title: str, s
     axes = [
         {"orient": "left", "scale": "y", "title": y_title, "grid": True, "domain": False, "ticks": False,
          "tickCount": 4},
-        {"orient": "bottom", "scale": "x", "title": x_title, "values": labels, "labelFlush": False},
+        {"orient": "bottom", "scale": "x", "title": x_title, "values": list(labels), "labelFlush": False},
     ]  # fmt: skip
     enter = {
         "x": {"scale": "x", "field": "label"}, "width": {"scale": "x", "band": 1},

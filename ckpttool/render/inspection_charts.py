@@ -31,11 +31,15 @@ MOST_MAPS = 12
 """Heat maps and histograms of a kind that are drawn, in the order of the file."""
 MOST_CELLS = 60_000
 """Cells of a heat map; Kimi-K2 has 60 layers of 384 experts."""
+FEWEST_BARS = 9
 MOST_BARS = 40
 """Bars of a cell's histogram."""
 ZERO = -127
 """The exponent of E8M0's byte 0, which stands for a block of zeros."""
 E2M1 = ("0", "0.5", "1", "1.5", "2", "3", "4", "6")
+
+WHOLE = ("\u22126", "\u22124", "\u22123", "\u22122", "\u22121", "0", "1", "2", "3", "4", "6")
+"""Values below a histogram of codes; all 16 have no room."""
 
 NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")
 """A layer's or expert's number in a name."""
@@ -116,14 +120,14 @@ def scale_maps(report: Inspection) -> str:
                 dense[s.layer, kind(s.tensor)] = counts
             else:
                 stacks.setdefault(kind(s.tensor), {})[s.layer, number] = counts
-    kinds = len(stacks) + bool(dense)
+    kinds = len(stacks) + (len(dense) > 1)
     stacks = {name: cells for name, cells in stacks.items() if _fits(cells)}
     names = list(stacks)[:MOST_MAPS]
     maps = [
         heat_map(f"scales-{n}", f"Scale exponents of {code(name)} by layer and expert", _map(cells, "expert"), "scales")
         for n, (name, cells) in enumerate(list(stacks.items())[:MOST_MAPS])
     ]
-    if dense and _fits(dense):
+    if len(dense) > 1 and _fits(dense):
         names.append("other weights")
         words = "Scale exponents of weights without experts, by layer"
         maps.append(heat_map("scales-dense", words, _map(dense, "weight"), "scales"))
@@ -227,11 +231,17 @@ def _multiples(figures: Sequence[str], kinds: int) -> str:
 def _scale_bars(name: str, found: Counter[int]) -> str:
     total = found.total()
     values = []
-    for e in range(min(found), max(found) + 1):
+    for e in _wide(min(found), max(found)):
         share = 100 * found[e] / total
         values.append((_signed(e), share, f"2^{_signed(e)}: {found[e]:,} blocks ({percent(share)})"))
     drawing = bars(values, "exponent of the scale", "% of blocks", f"Histogram of the scale exponents of {name}")
     return f'<figure><figcaption>{code(name)}</figcaption><div class="chart fluid">{drawing}</div></figure>'
+
+
+def _wide(first: int, last: int) -> range:
+    """At least `FEWEST_BARS`, those in question in the middle: one bar alone says less than one among empty ones."""
+    more = max(0, FEWEST_BARS - (last - first + 1))
+    return range(first - more // 2, last + more - more // 2 + 1)
 
 
 def code_histograms(codes: Iterable[CodeReport]) -> str:
@@ -251,7 +261,9 @@ def _code_bars(name: str, found: Sequence[int]) -> str:
     order = [(f"\u2212{E2M1[n]}", found[8 + n]) for n in range(7, -1, -1)] + [(E2M1[n], found[n]) for n in range(8)]
     shares = [(label, count, 100 * count / total) for label, count in order]
     values = [(label, share, f"{label}: {n:,} elements ({percent(share)})") for label, n, share in shares]
-    drawing = bars(values, "element, in units of its scale", "% of elements", f"Histogram of the codes of {name}", 16)
+    drawing = bars(
+        values, "element, in units of its scale", "% of elements", f"Histogram of the codes of {name}", WHOLE
+    )
     return f'<figure><figcaption>{code(name)}</figcaption><div class="chart fluid">{drawing}</div></figure>'
 
 
@@ -261,5 +273,7 @@ def _signed(number: int) -> str:
 
 def percent(share: float) -> str:
     """A share with two digits that count."""
-    digits = 2 if share == 0 or share >= 0.01 else 1 - math.floor(math.log10(share))
+    if share == 0:
+        return "0 %"
+    digits = 2 if share >= 0.01 else 1 - math.floor(math.log10(share))
     return f"{share:.{digits}f} %"

@@ -148,8 +148,11 @@ def _weight(t: WeightReport) -> tuple[Cell, ...]:
 
 
 def _stored(s: StoredReport, weight: str) -> str:
-    name = f"{code(s.name.removeprefix(weight))} " if s.name != weight else ""
-    return f'<div class="sub stored">{name}{text(s.dtype)}<br>{text(s.file)} at {s.offset:,}</div>'
+    own = (
+        s.name.removeprefix(weight) if s.name.startswith(weight) else s.name.removeprefix(weight.removesuffix("weight"))
+    )
+    name = f"{code(own)} " if own else ""
+    return f'<div class="sub stored">{name}{text(s.dtype)}<br><span class="nowrap">{text(s.file)}</span> at {s.offset:,}</div>'
 
 
 def _folded(tensors: Sequence[WeightReport]) -> list[WeightReport]:
