@@ -152,7 +152,8 @@ def _stored(s: StoredReport, weight: str) -> str:
         s.name.removeprefix(weight) if s.name.startswith(weight) else s.name.removeprefix(weight.removesuffix("weight"))
     )
     name = f"{code(own)} " if own else ""
-    return f'<div class="sub stored">{name}{text(s.dtype)}<br><span class="nowrap">{text(s.file)}</span> at {s.offset:,}</div>'
+    file = f'<span class="nowrap">{text(s.file)}</span>'
+    return f'<div class="sub stored">{name}{text(s.dtype)}<br>{file} at {s.offset:,}</div>'
 
 
 def _folded(tensors: Sequence[WeightReport]) -> list[WeightReport]:
