@@ -193,6 +193,11 @@ CACHES: dict[str, tuple[dict[str, Any], int]] = {
          "no_rope_layers": [1, 1, 1, 0]},
         2 * 2 * 16 * (3 * 300 + 1000),
     ),
+    "every third layer full": (
+        {"num_hidden_layers": 7, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 100,
+         "sliding_window_pattern": 3},
+        2 * 2 * 16 * (2 * 1000 + 5 * 100),
+    ),
     "MLA": (
         {"num_hidden_layers": 61, "num_key_value_heads": 128, "num_attention_heads": 128, "hidden_size": 7168,
          "kv_lora_rank": 512, "qk_rope_head_dim": 64},
@@ -272,12 +277,23 @@ def test_what_vllm_cannot_load_is_converted_first(sources: dict[str, Path], tmp_
     priced = document(sources["20b-bf16"], "--as", "mxfp4")["commands"]
     assert priced[0] == f"ckpttool convert {sources['20b-bf16']} 20b-bf16-mxfp4 --to mxfp4" and len(priced) == 2
     assert len(document(sources["20b"], "--as", "mxfp4")["commands"]) == 1
-    assert len(document(sources["20b"], "--as", "int4")["commands"]) == 1
     made = {}
     for dialect in ("openai", "unsloth"):
         path = builders.write(builders.Model(builders.Sizes()), tmp_path / dialect, dialect)
         made[dialect] = document(path)["commands"][0].split()[-1]
     assert made == {"openai": "mxfp4", "unsloth": "bf16"}
+
+
+def test_no_command_serves_a_checkpoint_in_a_format_that_it_is_not_in(sources: dict[str, Path], tmp_path: Path) -> None:
+    for form in ("int4", "fp8", "nvfp4"):
+        found = document(sources["20b-bf16"], "--as", form, "--gpu", "24GB")
+        assert len(found["commands"]) == 1 and command(found)["model"] == f"20b-bf16-{form}"
+        assert any(f"does not make {form} of this" in note for note in found["notes"])
+    model_families.save("mixtral", tmp_path / "m")
+    assert command(document(tmp_path / "m", "--as", "mxfp4"))["model"] == "m-mxfp4"
+    as_it_is = document(tmp_path / "m", "--as", "bf16")
+    assert command(as_it_is)["model"] == str(tmp_path / "m") and as_it_is["notes"] == []
+    assert document(sources["20b"], "--as", "mxfp4")["notes"] == []
 
 
 HUBS = {

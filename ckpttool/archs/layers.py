@@ -48,10 +48,10 @@ def attention_kinds(
         return ("mla",) * layers, f"{arch}attention.kv_lora_rank" if arch else "kv_lora_rank"
     if not found.get("sliding_window"):
         return ("full",) * layers, "no sliding window"
-    pattern = look(f"{arch}attention.sliding_window_pattern")
+    pattern = look(f"{arch}attention.sliding_window_pattern" if arch else "sliding_window_pattern")
     if isinstance(pattern, tuple) and len(pattern) >= layers:
         return tuple("sliding" if n else "full" for n in pattern[:layers]), "attention.sliding_window_pattern"
-    if isinstance(pattern, int) and pattern > 0:  # llama.cpp: every pattern-th layer is full
+    if isinstance(pattern, int) and pattern > 0:  # llama.cpp, Gemma 3, Cohere 2: every pattern-th layer is full
         return tuple("full" if (n + 1) % pattern == 0 else "sliding" for n in range(layers)), "sliding_window_pattern"
     if table is not None and table.cycle:
         return tuple(KINDS.get(k, k) for k in (table.cycle * layers)[:layers]), table.file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -28,10 +29,11 @@ HUB = re.compile(
 
 @dataclass(frozen=True)
 class ServingPlan:
-    """What to say and what to type; the last command serves by vLLM."""
+    """What to say and what to type; the last command serves by vLLM. `note` says what no command here does."""
 
     advice: str
     commands: tuple[str, ...]
+    note: str | None = None
 
 
 def plan(
@@ -62,8 +64,27 @@ def plan(
             advice = (
                 f"not even {count} x {_name(c)} hold it: the line below needs larger GPUs, or another format (--as)"
             )
-    before, target = _before(checkpoint, source, asked, context)
-    return ServingPlan(advice, (*before, _serve(target, asked, tp, context)))
+    if asked.form != NATIVE and _conversion(checkpoint, asked.form) is None and not _is_already(checkpoint, asked.form):
+        target = f"{_stem(source)}-{asked.form}"
+        note = f"ckpttool does not make {asked.form} of this: {target} stands for what another program makes of it"
+        return ServingPlan(advice, (_serve((target,), asked, tp, context),), note)
+    before, words = _before(checkpoint, source, asked, context)
+    return ServingPlan(advice, (*before, _serve(words, asked, tp, context)))
+
+
+def _is_already(checkpoint: Checkpoint, form: str) -> bool:
+    """Whether most of its elements are stored in that format."""
+    elements: Counter[str] = Counter()
+    for w in checkpoint.weights:
+        elements[w.codec.name] += w.parameters
+    return bool(elements) and elements.most_common(1)[0][0].startswith(form.upper())
+
+
+def _stem(source: str) -> str:
+    """The name that what is made of `source` begins with."""
+    repo = HUB.fullmatch(source) if not Path(source).exists() else None
+    name = repo["name"] if repo is not None else PurePath(source.rstrip("/")).name
+    return name.removesuffix(".gguf")
 
 
 def _choice(cards: tuple[Card, ...], holds: Callable[[Card, int], bool], tp: int) -> tuple[Card, int] | None:
@@ -100,8 +121,7 @@ def _before(checkpoint: Checkpoint, source: str, asked: Asked, context: int) -> 
         words = ("llama-server", "-m", here, "-c", str(context * asked.batch), "-np", str(asked.batch), "-ngl", "99")
         out.append(f"{shlex.join(words)}  # llama.cpp, as it is")
     if to is not None:
-        name = PurePath(here.rstrip("/")).name
-        target = f"{name.removesuffix('.gguf')}-{to}"
+        target = f"{_stem(here)}-{to}"
         out.append(shlex.join(("ckpttool", "convert", here, target, "--to", to)))
         here = target
     return out, (here,)

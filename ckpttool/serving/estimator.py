@@ -206,7 +206,7 @@ def estimate_opened(
         bytes_per_token=BytesPerToken(
             weights.per_token, wide.per_token, kvcache.kv_bytes(facts, context, asked.kv_cache_dtype)
         ),
-        notes=_notes(checkpoint, facts, counts.active),
+        notes=(*_notes(checkpoint, facts, counts.active), *([plan.note] if plan.note else [])),
         advice=plan.advice,
         commands=plan.commands,
     )
