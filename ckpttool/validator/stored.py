@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Final
 
 import numpy as np
@@ -119,13 +119,24 @@ def _mxfp4(blocks: Tensor, scales: Tensor, packing: Packing, dtype: torch.dtype)
     out = torch.empty((blocks.shape[0], 1, blocks.shape[1] * 32), dtype=dtype, device=blocks.device)
     b, s = blocks[:, None], scales[:, None]
     if out.is_cuda:
-        from ckpttool.codecs import gpu
-
-        # What the status would note cannot occur, and asking for it would wait for the GPU.
-        gpu.dequantize_rows(b, s, packing, out, _NAMES[dtype], gpu.new_status(out.device))
+        by_triton(b, s, packing, out)
     else:
         cpu.dequantize_rows(b.numpy(), s.numpy(), packing, out.view(_UINTS[dtype]).numpy(), _NAMES[dtype])
     return out[:, 0]
+
+
+def by_triton(blocks: Tensor, scales: Tensor, packing: Packing, out: Tensor) -> None:
+    """Fill `out` [R, 1, K]; what the kernel would note cannot occur, and asking for it would wait for the GPU."""
+    from ckpttool.codecs import gpu
+
+    gpu.dequantize_rows(blocks, scales, packing, out, _NAMES[out.dtype], _unread_status(out.device))
+
+
+@cache
+def _unread_status(device: torch.device) -> Tensor:
+    from ckpttool.codecs import gpu
+
+    return gpu.new_status(device)
 
 
 def _mxfp4_as_it_comes(blocks: Tensor, scales: Tensor, packing: Packing) -> Tensor:

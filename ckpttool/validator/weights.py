@@ -164,9 +164,14 @@ class Feed:
     for the reads that are under way.
     """
 
-    def __init__(self, order: Sequence[tuple[ModelSource, Take]], device: torch.device) -> None:
+    def __init__(
+        self, order: Sequence[tuple[ModelSource, Take]], device: torch.device, *, staged: bool | None = None
+    ) -> None:
+        """`staged`: bytes go through a buffer of each reader, which a GPU needs."""
         self._order = tuple(order)
         self.device = device
+        self._cuda = device.type == "cuda"
+        self._staged = self._cuda if staged is None else staged
         self._placed = [_Placed.of(source.stored(take)) for source, take in order]
         nbytes = max(p.nbytes for p in self._placed)
         count = min(2, len(self._placed))
@@ -201,7 +206,7 @@ class Feed:
         wait(self._reads)
         for read in self._reads:
             read.result()
-        if self.device.type == "cuda":
+        if self._cuda:
             # What was enqueued on the buffer before this one still reads it.
             torch.cuda.current_stream(self.device).synchronize()
         self._next += 1
@@ -226,19 +231,16 @@ class Feed:
         ]
 
     def _read(self, file: LocalFile | RemoteFile, offset: int, room: Tensor) -> None:
-        if self.device.type == "cpu":
+        if not self._staged:
             file.readinto(offset, room.numpy().data)
             return
-        staging, stream = self._staging()
-        file.readinto(offset, staging[: len(room)].numpy().data)
-        with torch.cuda.stream(stream):
-            room.copy_(staging[: len(room)], non_blocking=True)
-        stream.synchronize()
-
-    def _staging(self) -> tuple[Tensor, torch.cuda.Stream]:
-        """This reader's pinned buffer and stream: while it waits for its copy, others read."""
-        if not hasattr(self._local, "staging"):
-            self._local.staging = torch.empty(PIECE_NBYTES, dtype=torch.uint8, pin_memory=True)
-            self._local.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        out: tuple[Tensor, torch.cuda.Stream] = self._local.staging, self._local.stream
-        return out
+        if not hasattr(self._local, "room"):
+            self._local.room = torch.empty(PIECE_NBYTES, dtype=torch.uint8, pin_memory=self._cuda)
+            self._local.stream = torch.cuda.Stream(self.device) if self._cuda else None  # type: ignore[no-untyped-call]
+        staging: Tensor = self._local.room[: len(room)]
+        file.readinto(offset, staging.numpy().data)
+        # A mode is a thread's own, and outside of it nothing writes to what was made inside.
+        with torch.inference_mode(), torch.cuda.stream(self._local.stream):
+            room.copy_(staging, non_blocking=True)
+        if self._cuda:
+            self._local.stream.synchronize()
