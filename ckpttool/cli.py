@@ -150,14 +150,44 @@ def convert(
     render.show_conversion(report, str(plan.place.receipt), as_json)
 
 
-@cli.command(epilog=EXITS)
+INSPECT_EPILOG = f"""\b
+Headers alone are read, but for what --scales, --codes, --experts and --check say. Scales lie beside the codes in
+safetensors (1/17 of MXFP4's bytes); in a GGUF between them, so that all its blocks are read.
+At a remote end values are read with --scales or --codes alone, by ranges.
+
+\b
+Examples:
+  ckpttool inspect gpt-oss-20b                           a spec sheet, the tensors by kind, what is wrong
+  ckpttool inspect openai/gpt-oss-120b                   the same of a repo of the Hub; nothing is downloaded
+  ckpttool inspect gpt-oss-20b --tensors '*.7.mlp.*'     some tensors, one a line, with file and offset
+  ckpttool inspect my-finetune-mxfp4 --experts           a dead, copied or misplaced expert shows
+  ckpttool inspect my-finetune.gguf --check --json       for a script: findings, exit code 1 where one is an error
+
+{EXITS}
+1 here: --check, and a finding is an error."""
+
+
+@cli.command(epilog=INSPECT_EPILOG)
 @click.argument("source", type=click.Path())
+@click.option("--tensors", metavar="GLOB", help="These alone, one a line: names of weights, stored tensors or parts.")
+@click.option("--scales", is_flag=True, help="Count block scales by exponent, for each tensor and expert.")
+@click.option("--codes", is_flag=True, help="Count MXFP4 codes: saturated, -0, zero blocks; who quantized. Reads all.")
+@click.option("--experts", is_flag=True, help="Every layer with experts, and each expert's scales against the others'.")
+@click.option("--check", is_flag=True, help="Look for damage, in values too; exit 1 where something is an error.")
 @_shared
-def inspect(source: str, as_json: bool, debug: bool) -> None:
-    """Show what the checkpoint SOURCE holds: format, packing and shape of every weight, and the totals."""
+def inspect(source: str, as_json: bool, debug: bool, **options: Any) -> None:
+    """Show what the checkpoint SOURCE holds: a summary, formats and shapes of its tensors, and what is wrong with it.
+
+    SOURCE is what convert takes, any other safetensors or GGUF file, or a remote one: org/repo, hf://, https://, s3://.
+    """
     from ckpttool import inspector, render
 
-    render.show_inspection(inspector.inspect(source), as_json)
+    inspection = inspector.Inspector(source, inspector.Asked(**options))
+    with render.progress(inspection.nbytes, "reading", quiet=as_json or not inspection.nbytes) as advance:
+        report = inspection.run(advance)
+    render.show_inspection(report, as_json, every=options["tensors"] is not None)
+    if options["check"] and not report.ok:
+        sys.exit(1)
 
 
 ESTIMATE_EPILOG = f"""\b
@@ -214,12 +244,8 @@ Examples:
 
 @cli.command(epilog=DOCTOR_EPILOG)
 @click.argument("source", type=click.Path(), required=False)
-@click.option(
-    "--gpu", metavar="NAME|sm_N|cpu", help="As if this GPU were here: T4, H100, sm_120, MI300X ..."
-)
-@click.option(
-    "--python", type=click.Path(), metavar="PATH", help="The packages of this interpreter or environment."
-)
+@click.option("--gpu", metavar="NAME|sm_N|cpu", help="As if this GPU were here: T4, H100, sm_120, MI300X ...")
+@click.option("--python", type=click.Path(), metavar="PATH", help="The packages of this interpreter or environment.")
 @click.option("--with", "extra", multiple=True, metavar="PKG=VERSION", help="As if it were installed; none: as if not.")
 @click.option("--log", type=click.Path(allow_dash=True), metavar="FILE|-", help="Look for known messages in a log.")
 @click.option("--require", **_words("native"), help="Exit 1 unless every installed runtime takes this path.")

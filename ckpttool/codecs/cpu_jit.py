@@ -34,6 +34,7 @@ _SOURCES = (
     "cpu_kernels",
     "cpu_plain_kernels",
     "cpu_measure",
+    "cpu_counting",
 )
 
 F = TypeVar("F", bound=Callable[..., Any])

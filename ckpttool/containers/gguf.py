@@ -84,19 +84,41 @@ def parse(file: ReadableFile, name: str | None = None) -> Header:
     what is larger than we read.
     """
     label = file.name if name is None else name
+    table = read_table(file, label)
+    start, alignment = table.nbytes, table.alignment
+    tensors, end = _placed(table.infos, start, alignment, label, file.size)
+    trailing = max(0, file.size - padded(end, alignment))
+    sha256 = _sha256(file, min(start, file.size))
+    return Header(table.version, alignment, table.metadata, tensors, start, sha256, trailing)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A header whose rows each are sound; whether they lie as they must has not been looked at."""
+
+    version: int
+    alignment: int
+    metadata: dict[str, Value]
+    infos: list[Info]
+    nbytes: int
+
+
+def read_table(file: ReadableFile, label: str) -> Table:
+    """The key-values and rows of the header of `file`, for whoever looks at damage; `parse` is for everybody else.
+
+    InputError and LimitError as for `parse`.
+    """
     version = _version(file, label)
     reader = HeaderReader(file, label)
     _, _, n_tensors, n_kv = reader.take(_PREAMBLE)
     metadata = reader.key_values(n_kv)
     alignment = _alignment(metadata, label)
     infos = reader.tensors(n_tensors)
-    start = _padded(reader.at, alignment)
-    tensors, end = _placed(infos, start, alignment, label, file.size)
-    trailing = max(0, file.size - _padded(end, alignment))
-    return Header(version, alignment, metadata, tensors, start, _sha256(file, min(start, file.size)), trailing)
+    return Table(version, alignment, metadata, infos, padded(reader.at, alignment))
 
 
-def _padded(n: int, alignment: int) -> int:
+def padded(n: int, alignment: int) -> int:
+    """`n` rounded up to a multiple of `alignment`."""
     return -(-n // alignment) * alignment
 
 
@@ -170,7 +192,7 @@ def _placed(
             )
         shape = tuple(reversed(info.dims))
         found.append(StoredTensor(info.name, info.type.name, shape, label, start + expected, info.nbytes))
-        expected = _padded(expected + info.nbytes, alignment)
+        expected = padded(expected + info.nbytes, alignment)
     return tuple(found), end
 
 
@@ -208,9 +230,9 @@ def render(
     for row in rows:
         pieces.append(_info(row, at))
         offsets.append(at)
-        at += _padded(row.nbytes, alignment)
+        at += padded(row.nbytes, alignment)
     n = sum(map(len, pieces))
-    start = _padded(n, alignment)
+    start = padded(n, alignment)
     pieces.append(bytes(start - n))
     tensors = tuple(
         StoredTensor(r.name, r.dtype, r.shape, name, start + o, r.nbytes) for r, o in zip(rows, offsets, strict=True)

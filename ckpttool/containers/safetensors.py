@@ -43,15 +43,35 @@ def parse(file: ReadableFile, name: str | None = None) -> Header:
     InputError with field and offset for whatever is wrong, LimitError for what is larger than we read.
     """
     label = file.name if name is None else name
+    table = read_table(file, label)
+    ordered = _in_file_order(table.entries, label, table.nbytes, file.size)
+    return Header(stored(ordered, label, table.nbytes), table.metadata, table.nbytes, table.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A header whose entries each are sound; whether they lie as they must has not been looked at."""
+
+    entries: list[Entry]
+    metadata: dict[str, str]
+    nbytes: int
+    sha256: str
+
+
+def read_table(file: ReadableFile, label: str) -> Table:
+    """The entries of the header of `file`, for whoever looks at damage; `parse` is for everybody else.
+
+    InputError and LimitError as for `parse`.
+    """
     head = _read_header(file, label)
     reader = TableReader(head, label)
     reader.run()
-    start = len(head)
-    tensors = tuple(
-        StoredTensor(e.name, e.dtype, e.shape, label, start + e.begin, e.end - e.begin)
-        for e in _in_file_order(reader.entries, label, start, file.size)
-    )
-    return Header(tensors, reader.metadata, start, hashlib.sha256(head).hexdigest())
+    return Table(reader.entries, reader.metadata, len(head), hashlib.sha256(head).hexdigest())
+
+
+def stored(entries: Iterable[Entry], label: str, start: int) -> tuple[StoredTensor, ...]:
+    """Entries as stored tensors; `start` is where the data begins."""
+    return tuple(StoredTensor(e.name, e.dtype, e.shape, label, start + e.begin, e.end - e.begin) for e in entries)
 
 
 def _read_header(file: ReadableFile, label: str) -> bytes:

@@ -69,11 +69,11 @@ class WeightReport:
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file of a checkpoint."""
+    """One file of a checkpoint; `header_sha256` is None where its header cannot be read."""
 
     name: str
     nbytes: int
-    header_sha256: str
+    header_sha256: str | None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ckpttool.errors import LocalIOError, shown
 from ckpttool.reports import json_text
@@ -16,8 +18,21 @@ MOST_PROBLEMS = 20
 """Lines of one kind that are printed before the rest is counted."""
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print a table without a frame; on a pipe its lines are as long as they need to be."""
+NARROW = 100
+"""Columns of a terminal below which tables do without what can be done without."""
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Sequence[str] | Sequence[int] = (),
+    styles: Sequence[str] = (),
+    keep: int | None = None,
+) -> None:
+    """Print a table without a frame; on a pipe its lines are as long as they need to be.
+
+    `right` are the columns, by name or number, that end alike; `styles` colour rows; column `keep` folds last.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -27,12 +42,41 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
     width = shutil.get_terminal_size().columns if tty else 10_000
     console = Console(file=text, highlight=False, force_terminal=tty, width=width)
     out = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        out.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    for row in rows:
-        out.add_row(*(Text(shown(cell)) for cell in row))
+    for i, name in enumerate(columns):
+        justify: Literal["right", "left"] = "right" if name in right or i in right else "left"
+        out.add_column(name, justify=justify, overflow="fold", no_wrap=keep is not None and i != keep)
+    for i, row in enumerate(rows):
+        out.add_row(*(Text(shown(cell)) for cell in row), style=styles[i] if i < len(styles) else None)
     console.print(out)
     write(text.getvalue())
+
+
+def columns() -> int:
+    """How wide the terminal is; without one, as wide as anything needs."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+
+
+def paragraph(head: str, text: str, style: str = "") -> None:
+    """`head`, and `text` beside it as many lines as it needs; `style` colours the head on a terminal."""
+    width = columns()
+    room = max(24, width - len(head))
+    lines = textwrap.wrap(text, room, break_long_words=True, break_on_hyphens=False) if len(text) > room else [text]
+    coloured = head
+    if style and sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+        from rich.style import Style
+
+        coloured = Style.parse(style).render(head)
+    for i, line in enumerate(lines or [""]):
+        say((coloured if i == 0 else " " * len(head)) + line)
+
+
+def writable(text: str) -> bool:
+    """Whether stdout can show these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def say(text: str = "") -> None:

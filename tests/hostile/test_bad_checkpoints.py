@@ -606,7 +606,8 @@ def test_more_problems_than_lines(tmp_path: Path) -> None:
     assert len(run("convert", folder, tmp_path / "out", "--to", "bf16").err.splitlines()) <= 21
     inspected = run("inspect", folder)
     assert inspected.code == 0
-    assert "and 40 more problems (--json lists them all)" in inspected.out
+    assert "extra0 and 29 more (--json lists them): not a name of the hf dialect" in inspected.out
+    assert "model.layers.10.self_attn.sinks and 29 more (--json lists them)" in inspected.out
 
 
 def test_names_from_files_are_escaped(tmp_path: Path) -> None:
