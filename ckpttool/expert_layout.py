@@ -181,7 +181,8 @@ def _axes(matrices: Sequence[tuple[Weight, Purpose]]) -> tuple[int | None, int |
         seen[axes] += 1
         told.append((w, purpose, axes))
     if not seen:
-        return None, None, ["no expert matrix has two axes"]
+        unread = all(w.shape and not w.codec.is_plain for w, _ in matrices)  # a remote file's, told by its bytes
+        return None, None, [] if unread else ["no expert matrix has two axes"]
     usual = seen.most_common(1)[0][0]
     odd = [f"{w.name} has shape {list(w.shape)}, which does not fit hidden {usual[0]}, intermediate {usual[1]}"
            for w, _, axes in told if axes != usual]  # fmt: skip

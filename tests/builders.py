@@ -302,6 +302,19 @@ def write(
     return folder
 
 
+def as_nf4(t: Tensors) -> None:
+    """Unsloth's experts as bitsandbytes stores them: codes, scales, and a state that says their shape."""
+    rng = np.random.default_rng(5)
+    for name in [n for n in t if "_projs." in n and n.endswith(".weight")]:
+        shape = t.pop(name).array.shape
+        state = json.dumps({"blocksize": 64, "shape": list(shape), "quant_type": "nf4"}).encode()
+        count = shape[0] * shape[1]
+        t[name] = Tensor("U8", rng.integers(0, 256, (count // 2, 1), np.uint8))
+        t[f"{name}.absmax"] = Tensor("F32", np.ones(count // 64, np.float32))
+        t[f"{name}.quant_map"] = Tensor("F32", np.zeros(16, np.float32))
+        t[f"{name}.quant_state.bitsandbytes__nf4"] = Tensor("U8", np.frombuffer(state, np.uint8))
+
+
 def write_side_files(folder: Path) -> None:
     """tokenizer.json, tokenizer_config.json, chat template and generation_config.json of `metadata_cases`' model."""
     tokenizer = metadata_cases.tokenizer(metadata_cases.ARCH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import permutations
@@ -362,27 +361,14 @@ def test_integers_of_a_quantizer_are_compared_as_bytes(tmp_path: Path) -> None:
     assert [p.status for p in compare(a, b).values() if p.status is not Status.bytes] == [Status.lossy]
 
 
-def as_nf4(t: Tensors) -> None:
-    """Experts as bitsandbytes stores them: codes, scales, and a state that says their shape."""
-    rng = np.random.default_rng(5)
-    for name in [n for n in t if "_projs." in n and n.endswith(".weight")]:
-        shape = t.pop(name).array.shape
-        state = json.dumps({"blocksize": 64, "shape": list(shape), "quant_type": "nf4"}).encode()
-        count = shape[0] * shape[1]
-        t[name] = Tensor("U8", rng.integers(0, 256, (count // 2, 1), np.uint8))
-        t[f"{name}.absmax"] = Tensor("F32", np.ones(count // 64, np.float32))
-        t[f"{name}.quant_map"] = Tensor("F32", np.zeros(16, np.float32))
-        t[f"{name}.quant_state.bitsandbytes__nf4"] = Tensor("U8", np.frombuffer(state, np.uint8))
-
-
 def test_experts_of_a_format_that_no_part_has_are_compared_as_bytes(small: dict[str, Path], tmp_path: Path) -> None:
     """Unsloth's 4-bit checkpoints: names of a known dialect, whose values nothing here decodes."""
 
     def one_byte(t: Tensors) -> None:
-        as_nf4(t)
+        builders.as_nf4(t)
         t["model.layers.0.mlp.experts.down_projs.1.weight"].array[7] ^= 1
 
-    a, b = edited(tmp_path, "a", as_nf4, "unsloth"), edited(tmp_path, "b", one_byte, "unsloth")
+    a, b = edited(tmp_path, "a", builders.as_nf4, "unsloth"), edited(tmp_path, "b", one_byte, "unsloth")
     found = compare(a, a)
     assert {p.status for p in found.values()} == {Status.bytes}
     assert (found["layer.0.down"].shape_a, found["layer.0.down"].format_a) == ((3, 64, 96), "NF4")

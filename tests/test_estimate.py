@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from ckpttool.archs.facts import facts_of, facts_of_config
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.doctor.gpus import named
 from ckpttool.errors import InputError, UsageError
+from ckpttool.expert_layout import expert_layouts
+from ckpttool.recognition import recognise
 from ckpttool.serving import commands as serving
 from ckpttool.serving import kvcache, overhead
 from ckpttool.serving.cards import SIZES, card, usual_cards
-from ckpttool.serving.estimator import Asked, summary_lines
+from ckpttool.serving.estimator import Asked, estimate_opened, summary_lines
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((ROOT / "schemas" / "estimate.v1.json").read_text("utf-8"))
@@ -335,6 +338,22 @@ def test_a_remote_checkpoint_is_estimated_by_its_header(sources: dict[str, Path]
         assert len(server.asked("/m/x.gguf")) <= 3
     same = found.keys() - {"source", "commands"}
     assert {k: found[k] for k in same} == {k: here[k] for k in same}
+
+
+def test_a_shape_that_may_not_be_read_costs_the_same(tmp_path: Path) -> None:
+    """bitsandbytes keeps shapes in tensors, which are not read of a remote file."""
+    model = builders.Model(builders.Sizes())
+    here = open_checkpoint(builders.write(model, tmp_path / "m", "unsloth", change=builders.as_nf4))
+    known = recognise([t for w in here.weights for t in w.stored], here.config)
+    there = replace(here, weights=known.weights)
+    assert {w.shape for w in there.weights} != {w.shape for w in here.weights}
+    facts = facts_of(here)
+    for form in ("native", "mxfp4", "int4"):
+        asked = Asked(128, form=form)
+        reports = [replace(estimate_opened(c, "m", facts, asked, usual_cards()), commands=()) for c in (here, there)]
+        assert reports[0] == reports[1]
+    layouts = expert_layouts(there, facts)
+    assert layouts is not None and layouts.findings == ()
 
 
 def test_cards_and_sizes() -> None:

@@ -101,7 +101,12 @@ def _narrow(weights: tuple[Weight, ...], purposes: Purposes, price: Price) -> se
     if not price.experts_only:
         return {w.name for w in weights}
     experts = {w.name for w in weights if is_expert_matrix(purposes.by_name[w.name])}
-    return experts or {w.name for w in weights if len(w.shape) > 1 and not _is_table(purposes.by_name[w.name])}
+    return experts or {w.name for w in weights if _is_matrix(w) and not _is_table(purposes.by_name[w.name])}
+
+
+def _is_matrix(w: Weight) -> bool:
+    """Whether it is no vector; what is quantized is none, though a shape that may not be read is one number."""
+    return len(w.shape) > 1 or not w.codec.is_plain
 
 
 def _is_table(purpose: Purpose) -> bool:
@@ -115,5 +120,5 @@ def _priced(w: Weight, price: Price | None) -> tuple[int, int, int]:
     if price is None:
         return 2 * w.parameters, 0, 0
     codes = -(-w.parameters * price.bits // 8)
-    scales = int(w.parameters * price.scales) if len(w.shape) > 1 else 0
+    scales = int(w.parameters * price.scales) if _is_matrix(w) else 0
     return (codes + scales, 0, scales) if price.experts_only else (codes, scales, 0)
