@@ -48,9 +48,9 @@ class ChatTemplate:
             LimitError: it writes without end.
         """
         pieces, size = [], 0
-        values = {"tools": None, "documents": None, **self.tokens, **more}
+        values = {"messages": list(messages), "tools": None, "documents": None, **self.tokens, **more}
         try:
-            for piece in self.template.generate(messages=messages, add_generation_prompt=generation, **values):
+            for piece in self.template.generate(add_generation_prompt=generation, **values):
                 pieces.append(piece)
                 size += len(piece)
                 if size > limits.SIDE_FILE:
