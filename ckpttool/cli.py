@@ -161,6 +161,7 @@ Examples:
   ckpttool inspect openai/gpt-oss-120b                   the same of a repo of the Hub; nothing is downloaded
   ckpttool inspect gpt-oss-20b --tensors '*.7.mlp.*'     some tensors, one a line, with file and offset
   ckpttool inspect my-finetune-mxfp4 --experts           a dead, copied or misplaced expert shows
+  ckpttool inspect gpt-oss-20b --html page.html          one file that opens in a browser, without a network
   ckpttool inspect my-finetune.gguf --check --json       for a script: findings, exit code 1 where one is an error
 
 {EXITS}
@@ -174,18 +175,23 @@ Examples:
 @click.option("--codes", is_flag=True, help="Count MXFP4 codes: saturated, -0, zero blocks; who quantized. Reads all.")
 @click.option("--experts", is_flag=True, help="Every layer with experts, and each expert's scales against the others'.")
 @click.option("--check", is_flag=True, help="Look for damage, in values too; exit 1 where something is an error.")
+@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page with charts, of scales and experts too.")
 @_shared
-def inspect(source: str, as_json: bool, debug: bool, **options: Any) -> None:
+def inspect(source: str, html: str | None, as_json: bool, debug: bool, **options: Any) -> None:
     """Show what the checkpoint SOURCE holds: a summary, formats and shapes of its tensors, and what is wrong with it.
 
     SOURCE is what convert takes, any other safetensors or GGUF file, or a remote one: org/repo, hf://, https://, s3://.
     """
     from ckpttool import inspector, render
 
-    inspection = inspector.Inspector(source, inspector.Asked(**options))
+    if html is not None:
+        render.check_place(html)
+    inspection = inspector.Inspector(source, inspector.Asked(**options, page=html is not None))
     with render.progress(inspection.nbytes, "reading", quiet=as_json or not inspection.nbytes) as advance:
         report = inspection.run(advance)
     render.show_inspection(report, as_json, every=options["tensors"] is not None)
+    if html is not None:
+        render.save_inspection_page(report, html, as_json)
     if options["check"] and not report.ok:
         sys.exit(1)
 

@@ -32,7 +32,8 @@ class Asked:
 
     `tensors` is a glob on names of weights, stored tensors and parts, for rows, scales, codes and values. `scales`
     reads scale bytes, `codes` all MXFP4 blocks, `experts` scale bytes for the experts' spread, `check` scale bytes and
-    plain numbers. Of a remote checkpoint `experts` and `check` read nothing unless `scales` is asked for too.
+    plain numbers; `page` is what a page shows: scales and experts. Of a remote checkpoint only `scales` and `codes` read
+    values.
     """
 
     tensors: str | None = None
@@ -40,6 +41,7 @@ class Asked:
     codes: bool = False
     experts: bool = False
     check: bool = False
+    page: bool = False
 
 
 def inspect(
@@ -100,7 +102,7 @@ class Inspector:
     def _measurement_of(self) -> Measurement | None:
         """What values are to be read: nothing of a damaged checkpoint, whose bytes may belong to anything."""
         asked, here = self.asked, is_local(self.checkpoint)
-        scales = asked.scales or ((asked.experts or asked.check) and here)
+        scales = asked.scales or ((asked.experts or asked.check or asked.page) and here)
         if self.damage is not None or not (scales or asked.codes):
             return None
         from ckpttool.inspection.measured import Measurement, Wanted
@@ -163,7 +165,7 @@ class Inspector:
             measured = measurement.run({t.name: t for t in report.tensors}, progress)
             scales, codes, nbytes = measured.scales, measured.codes, measured.nbytes
             findings = [*findings, *measured.findings]
-        if asked.experts:
+        if asked.experts or asked.page:
             from ckpttool.inspection.experts import expert_layers, spread_findings
 
             top_k = report.summary.router.top_k
@@ -176,7 +178,7 @@ class Inspector:
         ordered = in_order(findings)
         return replace(
             report,
-            scales=scales if asked.scales else None,
+            scales=scales if asked.scales or asked.page else None,
             codes=codes,
             experts=experts,
             findings=ordered,

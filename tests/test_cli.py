@@ -67,7 +67,7 @@ OPTIONS = {
         "--workers", "--max-memory", "--max-gpu-memory", "--max-shard-size", "--reference", "--model-name",
         "--dry-run", "--json", "--overwrite", "--no-verify", "--debug",
     },
-    "inspect": {"--tensors", "--scales", "--codes", "--experts", "--check", "--json", "--debug"},
+    "inspect": {"--tensors", "--scales", "--codes", "--experts", "--check", "--html", "--json", "--debug"},
     "verify": {"--json", "--debug"},
     "estimate": {
         "--context", "--batch", "--kv-cache-dtype", "--tp", "--gpu-memory-utilization", "--gpu", "--as", "--json",
