@@ -105,7 +105,7 @@ def diff(
         "diff.v1", _side(a), _side(b),
         "headers" if headers_only else "values",
         not differing and bool(parts),
-        _verdict(counts, len(parts), differing),
+        _verdict(counts, parts, differing),
         {s: counts[s] for s in (*(s.value for s in Status), "unread")},
         parts,
         tuple(config_differences(*stated)),
@@ -134,13 +134,16 @@ def _arch(checkpoint: Checkpoint) -> str | None:
     return declared if isinstance(declared, str) else None
 
 
-def _verdict(counts: Counter[str], total: int, differing: int) -> str:
+def _verdict(counts: Counter[str], parts: Sequence[PartComparison], differing: int) -> str:
+    total = len(parts)
     if not total:
         return "nothing to compare: neither has a tensor"
     if differing:
         return f"{differing:,} of {total:,} parts differ"
     if counts["unread"]:
-        return f"headers agree on all {total:,} parts; no values compared"
+        other = sum(p.format_a != p.format_b for p in parts)
+        formats = f", but for the formats of {other:,}" if other else ""
+        return f"headers agree on all {total:,} parts{formats}; no values compared"
     return f"identical {'values' if counts[Status.values] else 'bytes'}, all parts ({total:,})"
 
 
