@@ -180,7 +180,8 @@ def test_answers_that_templates_mark_are_rendered() -> None:
     [("{{ raise_exception('no such role') }}", "no such role"), ("{{ messages[0].nothing.more }}", "UndefinedError"),
      ("{{ ''.__class__.__mro__ }}", "SecurityError|unsafe"), ("{{ messages.append(1) }}", "SecurityError|unsafe"),
      ("{{ 1 / 0 }}", "ZeroDivisionError"), ("{% for x in range(10000000) %}{% endfor %}", "OverflowError"),
-     ("{{ strftime_now.__self__.year }}", "SecurityError|unsafe"), ("{{ messages | tojson(indent=messages) }}", "TypeError"),
+     ("{{ strftime_now.__self__.year }}", "SecurityError|unsafe"),
+     ("{{ messages | tojson(indent=messages) }}", "TypeError"),
      ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", "does not render the answer"),
      ("always the same", "does not render the answer")],
 )  # fmt: skip

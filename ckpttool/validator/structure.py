@@ -109,12 +109,13 @@ def _value(value: Any) -> str:
 
 
 def _side_file(row: SideFile, candidate: Checkpoint) -> Failure | None:
+    many = row.name.endswith("s")
     if row.status == "differs":
-        return Failure(None, None, f"{_label(row)} differs: {row.what}")
+        return Failure(None, None, f"{_label(row)} {'differ' if many else 'differs'}: {row.what}")
     if row.status == "unread":
         return Failure(None, None, f"{_label(row)} cannot be read: {row.what}")
     if row.status == "only_a" and _has_place(candidate, row.name):
-        return Failure(None, None, f"{_label(row)} is missing in the candidate")
+        return Failure(None, None, f"{_label(row)} {'are' if many else 'is'} missing in the candidate")
     return None
 
 
