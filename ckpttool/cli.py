@@ -175,7 +175,9 @@ Examples:
 @click.option("--codes", is_flag=True, help="Count MXFP4 codes: saturated, -0, zero blocks; who quantized. Reads all.")
 @click.option("--experts", is_flag=True, help="Every layer with experts, and each expert's scales against the others'.")
 @click.option("--check", is_flag=True, help="Look for damage, in values too; exit 1 where something is an error.")
-@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page with charts, of scales and experts too.")
+@click.option(
+    "--html", type=click.Path(), metavar="FILE", help="Write a page of it, scales and experts too ([report] extra)."
+)
 @_shared
 def inspect(source: str, html: str | None, as_json: bool, debug: bool, **options: Any) -> None:
     """Show what the checkpoint SOURCE holds: a summary, formats and shapes of its tensors, and what is wrong with it.
@@ -189,9 +191,11 @@ def inspect(source: str, html: str | None, as_json: bool, debug: bool, **options
     inspection = inspector.Inspector(source, inspector.Asked(**options, page=html is not None))
     with render.progress(inspection.nbytes, "reading", quiet=as_json or not inspection.nbytes) as advance:
         report = inspection.run(advance)
+    if html is not None:
+        render.save_inspection_page(report, html)
     render.show_inspection(report, as_json, every=options["tensors"] is not None)
     if html is not None:
-        render.save_inspection_page(report, html, as_json)
+        render.show_place(html, as_json)
     if options["check"] and not report.ok:
         sys.exit(1)
 

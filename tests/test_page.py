@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,12 +17,21 @@ from typing import Any
 
 import chromium
 import pytest
+from commandline import run
 from header_checkpoints import write_headers
 from page_samples import WRONG, with_scales
 
 import ckpttool
 from ckpttool.errors import LocalIOError, UsageError
-from ckpttool.inspection.report import CodeReport, Finding, FingerprintReport, Inspection
+from ckpttool.inspection.report import (
+    CodeReport,
+    Finding,
+    FingerprintReport,
+    Histogram,
+    Inspection,
+    ScaleCounts,
+    ScaleReport,
+)
 from ckpttool.render import charts
 from ckpttool.render.heat_map import View, colour, ends
 from ckpttool.render.inspection_page import inspection_page
@@ -521,6 +532,77 @@ def test_words() -> None:
     assert [short(n) for n in (None, 999, 20_000, 3_689_760, 116_829_156_672)] == [
         "unknown", "999", "20 k", "3.69 M", "116.8 B",
     ]  # fmt: skip
+
+
+# --- the command ---
+
+
+def damaged(folder: Path) -> Path:
+    """The tiny fixture, but the scales of layer 1's expert 2 are 16 times too small in down_proj."""
+    shutil.copytree(TINY / "hf", folder)
+    for file in folder.glob("*.safetensors"):
+        data = bytearray(file.read_bytes())
+        (length,) = struct.unpack_from("<Q", data)
+        row = json.loads(data[8 : 8 + length]).get("model.layers.1.mlp.experts.down_proj_scales")
+        if row:
+            start, end = (8 + length + n for n in row["data_offsets"])
+            each = (end - start) // row["shape"][0]
+            scales = slice(start + 2 * each, start + 3 * each)
+            data[scales] = bytes(max(0, byte - 4) for byte in data[scales])
+            file.write_bytes(data)
+            return folder
+    raise AssertionError("no such tensor")
+
+
+def test_the_command_writes_the_page(tab: chromium.Browser, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    result = run("inspect", damaged(tmp_path / "model"), "--html", path, "--codes")
+    assert result.code == 0
+    assert result.out.splitlines()[-1] == f"page: {path}"
+    opened(tab, path)
+    assert tab.run("document.title") == "model"
+    assert tab.run("document.querySelectorAll('#scales .cells path').length") == 2 * 4 * 4
+    tab.run(CHOOSE % (1, "#scales-0 select"))
+    fills = tab.run("[...document.querySelectorAll('#scales-0 .cells path')].map(p => p.getAttribute('fill'))")
+    assert [divmod(n, 4) for n, fill in enumerate(fills) if fill == "var(--d0)"] == [(1, 2)]
+    assert tab.run("document.querySelectorAll('#codes .bars path').length") == 2 * 16
+    odd = tab.run(
+        "[...document.querySelectorAll('#odd-experts tbody tr')].map(r => r.innerText.split(/\\s+/).slice(0, 2))"
+    )
+    assert odd == [["1", "2"]]
+    assert "expert 2 of layer 1" in tab.run("document.querySelector('.findings').innerText")
+
+
+def test_json_stays_alone(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    result = run("inspect", TINY / "gguf" / "tiny-gpt-oss-auto.gguf", "--html", path, "--json")
+    assert result.code == 0
+    assert len(result.document["scales"]) == 12
+    assert path.stat().st_size > 50_000
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.html").write_text("<h1>mine</h1>", "utf-8")
+    nothing = tmp_path / "no such checkpoint"
+    refused = run("inspect", nothing, "--html", tmp_path / "notes.html", "--json")
+    assert (refused.code, refused.document["errors"][0]["file"]) == (4, str(tmp_path / "notes.html"))
+    assert (tmp_path / "notes.html").read_text("utf-8") == "<h1>mine</h1>"
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    refused = run("inspect", nothing, "--html", tmp_path / "page.html", "--json")
+    assert (refused.code, refused.document["errors"][0]["hint"]) == (2, "pip install 'ckpttool[report]'")
+
+
+def test_a_checkpoint_of_zeros(tab: chromium.Browser, tmp_path: Path) -> None:
+    """Files that are holes: nothing to draw a map of, and it says so."""
+    source = write_headers(tmp_path / "20b", "20b")
+    report = ckpttool.inspect(source)
+    zero = ScaleCounts(None, 64, -127, -127, -127.0, 64, 64, 0, 0, 0, Histogram(-127, (64,)))
+    scales = tuple(
+        ScaleReport(t.name, t.part, t.layer, t.format, "E8M0", zero, (replace(zero, expert=0),), None, None)
+        for t in report.tensors if t.format == "MXFP4"
+    )  # fmt: skip
+    opened(tab, written(replace(report, scales=scales), tmp_path / "page.html"))
+    assert "Not drawn: 2 more of the kinds of weights" in tab.run("document.querySelector('#scales').innerText")
 
 
 # --- writing it ---

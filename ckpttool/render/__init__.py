@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ckpttool.render.failures import show_error, show_interrupted
     from ckpttool.render.inspection import show_inspection
     from ckpttool.render.inspection_page import save_inspection_page
-    from ckpttool.render.page import check_place
+    from ckpttool.render.page import check_place, show_place
     from ckpttool.render.terminal import OutputClosed, flush
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "show_estimate",
     "show_inspection",
     "show_interrupted",
+    "show_place",
     "show_plan",
     "show_verification",
 ]
@@ -49,6 +50,7 @@ _HOMES = {
     "show_estimate": "estimate",
     "show_inspection": "inspection",
     "show_interrupted": "failures",
+    "show_place": "page",
     "show_plan": "conversion",
     "show_verification": "conversion",
 }

@@ -121,13 +121,13 @@ def scale_maps(report: Inspection) -> str:
             else:
                 stacks.setdefault(kind(s.tensor), {})[s.layer, number] = counts
     kinds = len(stacks) + (len(dense) > 1)
-    stacks = {name: cells for name, cells in stacks.items() if _fits(cells)}
+    stacks = {name: cells for name, cells in stacks.items() if _fits(cells) and any(map(exponents, cells.values()))}
     names = list(stacks)[:MOST_MAPS]
     maps = [
         heat_map(f"scales-{n}", f"Scale exponents of {code(name)} by layer and expert", _map(cells, "expert"), "scales")
         for n, (name, cells) in enumerate(list(stacks.items())[:MOST_MAPS])
     ]
-    if len(dense) > 1 and _fits(dense):
+    if len(dense) > 1 and _fits(dense) and any(map(exponents, dense.values())):
         names.append("other weights")
         words = "Scale exponents of weights without experts, by layer"
         maps.append(heat_map("scales-dense", words, _map(dense, "weight"), "scales"))
@@ -140,7 +140,11 @@ def scale_maps(report: Inspection) -> str:
 
 
 def _left_out(kinds: int) -> str:
-    return f'<p class="muted">Not drawn: {kinds:,} more kinds of weights.</p>' if kinds else ""
+    return (
+        f'<p class="muted">Not drawn: {kinds:,} more of the kinds of weights: too many, too large, or all zero.</p>'
+        if kinds
+        else ""
+    )
 
 
 def _fits(cells: Collection[tuple[int, object]]) -> bool:

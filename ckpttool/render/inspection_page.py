@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from ckpttool.errors import MESSAGE_LIMIT, shown
 from ckpttool.render.inspection_charts import bytes_by_module, code_histograms, percent, scale_histograms, scale_maps
 from ckpttool.render.inspection_tables import (
     exact,
@@ -20,7 +19,6 @@ from ckpttool.render.inspection_tables import (
     weight_table,
 )
 from ckpttool.render.page import Section, code, facts, page, text, tiles, write_page
-from ckpttool.render.terminal import say
 from ckpttool.units import size
 
 if TYPE_CHECKING:
@@ -54,16 +52,13 @@ def inspection_page(report: Inspection) -> str:
     return page(name, _lede(report), sections)
 
 
-def save_inspection_page(report: Inspection, path: str, as_json: bool) -> None:
-    """Write the page of `report` at `path` and, but for JSON's sake, say so.
+def save_inspection_page(report: Inspection, path: str) -> None:
+    """Write the page of `report` at `path`.
 
     Raises:
         UsageError, LocalIOError: as `page.check_place`.
     """
-    document = inspection_page(report)
-    write_page(path, document)
-    if not as_json:
-        say(f"page: {shown(path, MESSAGE_LIMIT)}, {size(len(document.encode()))}; it opens in any browser")
+    write_page(path, inspection_page(report))
 
 
 def _lede(report: Inspection) -> str:

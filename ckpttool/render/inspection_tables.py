@@ -19,7 +19,7 @@ MOST_ROWS = 4000
 
 
 MOST_FIGURES = 1000
-"""Rows of the table of scales, whose heat maps and histograms have them all."""
+"""Rows of the tables of scales and of odd experts; heat maps and histograms have them all."""
 
 
 def short(number: int | None) -> str:
@@ -103,7 +103,8 @@ def _odd_experts(report: Inspection) -> str:
         return "<p>No expert's scales stand out from those of its layer.</p>"
     columns = (Column("layer"), Column("expert"), Column("weight"), Column("mean exponent", True),
                Column("from the median", True), Column("what"))  # fmt: skip
-    return "<h3>Experts that stand out</h3>" + _capped("odd-experts", "Experts that stand out", columns, rows)
+    shown = table("odd-experts", "Experts that stand out", columns, rows[:MOST_FIGURES])
+    return "<h3>Experts that stand out</h3>" + shown + _more(len(rows) - MOST_FIGURES)
 
 
 def scale_table(report: Inspection) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from ckpttool import __version__
 from ckpttool.errors import MESSAGE_LIMIT, NAME_LIMIT, LocalIOError, UsageError, shown
+from ckpttool.render.terminal import say
 
 GENERATOR = f'<meta name="generator" content="ckpttool {__version__}">'
 OURS = b'<meta name="generator" content="ckpttool '
@@ -200,6 +201,13 @@ def write_page(path: str | os.PathLike[str], document: str) -> None:
             raise
     except OSError as e:
         raise _unwritable(target, e) from e
+
+
+def show_place(path: str, as_json: bool) -> None:
+    """Say where the page is; JSON stands alone."""
+    if not as_json:
+        say()
+        say(f"page: {shown(path, MESSAGE_LIMIT)}")
 
 
 def _unwritable(target: Path, error: OSError) -> LocalIOError:
