@@ -509,6 +509,17 @@ def test_experts_one_by_one_are_folded(big: Inspection) -> None:
     assert len(text) < 400_000
 
 
+def test_many_findings_unfold(big: Inspection) -> None:
+    findings = tuple(Finding("warning", "x", f"w{n}", None, "is odd", None) for n in range(300))
+    findings += (Finding("error", "y", "last", None, "is broken", None),)
+    text = inspection_page(replace(big, findings=findings, scales=None))
+    first, rest = re.findall(r'<ul class="findings">(.*?)</ul>', text)
+    assert first.startswith('<li class="error"><b>error</b><code>last</code>: is broken')
+    assert (first.count("<li"), rest.count("<li")) == (12, 188)
+    assert "<summary>188 more</summary>" in text
+    assert "And 101 more" in text
+
+
 def test_too_many_rows_are_counted(big: Inspection) -> None:
     first = big.tensors[0]
     rows = tuple(replace(first, name=f"w{n}", layer=None, expert=None) for n in range(MOST_ROWS + 7))

@@ -24,6 +24,8 @@ from ckpttool.units import size
 if TYPE_CHECKING:
     from ckpttool.inspection.report import Finding, Inspection
 
+FIRST_FINDINGS = 12
+"""Findings that are seen at once; the rest unfolds."""
 MOST_FINDINGS = 200
 SEVERITIES = ("error", "warning", "info")
 WORDS = {"error": ("error", "errors"), "warning": ("warning", "warnings"), "info": ("remark", "remarks")}
@@ -90,9 +92,14 @@ def _counted(found: Counter[str]) -> str:
 
 def _findings(report: Inspection) -> str:
     ranked = sorted(report.findings, key=lambda f: SEVERITIES.index(f.severity))
-    items = "".join(map(_finding, ranked[:MOST_FINDINGS]))
-    nothing = '<p class="good">Nothing is wrong with what was looked at.</p>'
-    out = f'<ul class="findings">{items}</ul>' if items else nothing
+    items = list(map(_finding, ranked[:MOST_FINDINGS]))
+    out = '<p class="good">Nothing is wrong with what was looked at.</p>'
+    if items:
+        out = f'<ul class="findings">{"".join(items[:FIRST_FINDINGS])}</ul>'
+    if len(items) > FIRST_FINDINGS:
+        rest = "".join(items[FIRST_FINDINGS:])
+        summary = f"<summary>{len(items) - FIRST_FINDINGS:,} more</summary>"
+        out += f'<details>{summary}<ul class="findings">{rest}</ul></details>'
     if len(ranked) > MOST_FINDINGS:
         out += f"<p>And {len(ranked) - MOST_FINDINGS:,} more; <code>--json</code> lists them all.</p>"
     if not report.checked:
