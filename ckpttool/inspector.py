@@ -32,8 +32,8 @@ class Asked:
 
     `tensors` is a glob on names of weights, stored tensors and parts, for rows, scales, codes and values. `scales`
     reads scale bytes, `codes` all MXFP4 blocks, `experts` scale bytes for the experts' spread, `check` scale bytes and
-    plain numbers; `page` is what a page shows: scales and experts. Of a remote checkpoint only `scales` and `codes` read
-    values.
+    plain numbers; `page` is what a page shows: scales and experts. Of a remote checkpoint `scales` and `codes` alone
+    read values.
     """
 
     tensors: str | None = None

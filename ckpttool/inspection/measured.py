@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
+from ckpttool.codecs.formats import Packing
 from ckpttool.inspection.codes import CodeTally, code_jobs
 from ckpttool.inspection.reading import Job, read_all
 from ckpttool.inspection.report import CodeReport, Finding, ScaleReport, Severity, WeightReport
@@ -15,9 +16,10 @@ from ckpttool.inspection.scale_sources import scale_source
 from ckpttool.inspection.scales import ScaleTally, scale_jobs
 from ckpttool.inspection.values import ValueTally, value_jobs
 
+from ckpttool.tensors import Role, StoredTensor, Weight
+
 if TYPE_CHECKING:
     from ckpttool.checkpoint import Checkpoint
-    from ckpttool.tensors import Weight
 
 COMPILED_FROM: Final = 256 << 20
 """Bytes from which compiled kernels, which take half a second to load, save more than that."""
@@ -53,8 +55,8 @@ class Measurement:
         lies = [(w.name, lie) for w in weights if (lie := lie_of(w)) is not None] if wanted.codes else []
         self._codes = {name: CodeTally(lie) for name, lie in lies}
         counted = {t.source.tensor.name for t in self._scales}
-        stored = [t for w in weights for t in w.stored if t.name not in counted] if wanted.values else []
-        self._values = [ValueTally(t) for t in stored]
+        numbers = [t for w in weights for t in _numbers(w) if t.name not in counted] if wanted.values else []
+        self._values = [ValueTally(t) for t in numbers]
         self.nbytes = sum(j.nbytes for j in self._jobs(compiled=False))
 
     def _jobs(self, *, compiled: bool) -> Iterator[Job]:
@@ -80,6 +82,13 @@ class Measurement:
         findings += tuple(_value_findings(self._values))
         wanted = self._wanted
         return Measured(scales if wanted.scales else None, codes if wanted.codes else None, findings, nbytes)
+
+
+def _numbers(w: Weight) -> Iterator[StoredTensor]:
+    """The stored tensors of `w` that are numbers by their dtype: packed codes may be declared as anything."""
+    for t, role in zip(w.stored, w.roles or (Role.codes, Role.scales), strict=False):
+        if role is not Role.state and (role is not Role.codes or w.codec.packing in (Packing.flat, Packing.scaled)):
+            yield t
 
 
 _MAKE_AGAIN = "make it again from a checkpoint that is whole; ckpttool never writes it"

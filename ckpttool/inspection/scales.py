@@ -115,10 +115,11 @@ def _slot_table(element: str) -> NDArray[np.intp]:
 
 def _values(element: str) -> NDArray[np.float64]:
     """Every bit pattern's value."""
-    if element == "F16":
-        return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
-    if element == "BF16":
-        return (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs are among the patterns
+        if element == "F16":
+            return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+        if element == "BF16":
+            return (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
     bits = np.arange(256)
     exponent, significand = bits >> 3 & 15, bits & 7
     values = np.where(exponent > 0, np.ldexp(8.0 + significand, exponent - 10), np.ldexp(1.0 * significand, -9))
