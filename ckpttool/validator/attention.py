@@ -16,7 +16,7 @@ from ckpttool.validator.settings import Rope
 
 Tensor = torch.Tensor
 
-SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
+SCORES_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Scores that are held at a time, 4 bytes each and twice: small enough for a CPU's cache, large enough for a GPU."""
 
 
