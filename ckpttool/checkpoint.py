@@ -20,7 +20,7 @@ from ckpttool.containers.gguf_values import Array, Scalar, Value
 from ckpttool.containers.remote import FilePath, RemoteFolder, RemotePath, open_head
 from ckpttool.containers.source import LocalFile, ReadableFile
 from ckpttool.containers.strict_json import Source, read_object
-from ckpttool.errors import CkptError, InputError, LimitError, UsageError, raise_all
+from ckpttool.errors import CkptError, InputError, LimitError, UnconvertibleError, UsageError, raise_all
 from ckpttool.locate import Located, companions, companions_of, locate
 from ckpttool.places import LocalFolder
 from ckpttool.recognition import Recognition, gguf_weights
@@ -108,6 +108,11 @@ class Checkpoint:
         from ckpttool.partview import PartView
 
         return PartView(self, name)
+
+    @property
+    def damage(self) -> tuple[CkptError, ...]:
+        """The problems that are damage, and not only a form that `convert` does not know."""
+        return tuple(p for p in self.problems if not isinstance(p, UnconvertibleError))
 
     @property
     def nbytes(self) -> int:

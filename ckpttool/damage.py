@@ -8,7 +8,7 @@ from typing import Any
 from ckpttool.archs import Claim, Dialect, Sizes
 from ckpttool.archs.joins import PartShape
 from ckpttool.codecs.formats import READ_PACKINGS, Packing
-from ckpttool.errors import CkptError, InputError
+from ckpttool.errors import CkptError, InputError, UnconvertibleError
 from ckpttool.locate import Located
 from ckpttool.tensors import StoredTensor, Weight
 
@@ -98,7 +98,12 @@ def misfits(
             hint = "every tensor must be known, or it would be lost; is it an adapter or another architecture?"
         else:
             join = expected[w.name].join
-            found = _format_misfit(w, dialect, is_expert(join.parts[0]))
+            if is_expert(join.parts[0]) and _is_foreign(w, dialect):
+                text = f"is {w.codec.name}; experts of the {dialect.name} dialect are {' or '.join(dialect.experts)}"
+                hint = "take the checkpoint that it was made from: BF16 or MXFP4"
+                yield UnconvertibleError(text, file=w.stored[0].file, field=w.name, hint=hint)
+                continue
+            found = _pair_misfit(w, dialect)
             found = found or _shape_misfit(w, join.stored_shape(shapes), said, dialect.container)
             found = found or _block_misfit(w, shapes[join.parts[0]].row_length)
             if found is None:
@@ -107,10 +112,12 @@ def misfits(
         yield InputError(text, file=w.stored[0].file, field=w.name, hint=hint)
 
 
-def _format_misfit(w: Weight, dialect: Dialect, is_expert: bool) -> tuple[str, str] | None:
-    if dialect.container == "safetensors" and is_expert and w.codec.name not in dialect.experts:
-        text = f"is {w.codec.name}; experts of the {dialect.name} dialect are {' or '.join(dialect.experts)}"
-        return text, "take the checkpoint that it was made from: BF16 or MXFP4"
+def _is_foreign(w: Weight, dialect: Dialect) -> bool:
+    """Whether an expert weight has a format that this dialect does not know: quantized by some other library."""
+    return dialect.container == "safetensors" and w.codec.name not in dialect.experts
+
+
+def _pair_misfit(w: Weight, dialect: Dialect) -> tuple[str, str] | None:
     ends = tuple(t.name.removeprefix(w.name) for t in w.stored)
     if w.codec.packing is Packing.pair and ends != dialect.pair:
         pair = f"has {' and '.join(dialect.pair)}" if dialect.pair else "has no such pairs"

@@ -152,5 +152,5 @@ def _notes(a: Checkpoint, b: Checkpoint, more: Sequence[str | None]) -> list[str
     if not by_part(a, b):
         out.append("not two checkpoints of one architecture whose parts are known: matched by the weights' names")
     for letter, c in (("A", a), ("B", b)):
-        out += [f"{letter}: {problem}" for problem in c.problems]
+        out += [f"{letter}: {problem}" for problem in c.damage]
     return [*out, *(note for note in more if note)]

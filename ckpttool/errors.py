@@ -83,6 +83,10 @@ class InputError(CkptError):
     kind = "input"
 
 
+class UnconvertibleError(InputError):
+    """The source is whole, as far as headers tell, but stored in a form that no dialect has: `convert` refuses it."""
+
+
 class LocalIOError(CkptError):
     """This machine refused: disk full, permissions, a target that exists (exit 4)."""
 

@@ -254,3 +254,25 @@ def test_formats_that_are_readable_are_those_that_the_gguf_package_decodes() -> 
 
     found = {t.name for t in GGML_TYPES.values() if decodes(t.name, t.nbytes)}
     assert found - {"NVFP4"} == {name for name in GGML_TYPES if ggml_codec(name).readable}
+
+
+def test_experts_in_a_form_that_convert_does_not_know_are_no_damage(tmp_path: Path) -> None:
+    """Quantized by some other library, say: a warning each, and convert refuses them by the same words."""
+
+    def change(tensors: builders.Tensors) -> None:
+        for name, t in tensors.items():
+            if ".experts." in name and name.endswith(".weight"):
+                tensors[name] = builders.Tensor("U8", np.zeros(t.array.shape, np.uint8))
+
+    source = builders.write(Model(Sizes(layers=1)), tmp_path / "in", "unsloth", change=change)
+    report = ckpttool.inspect(source)
+    words = "is U8; experts of the unsloth dialect are BF16 or F16 or F32"
+    said = [f for f in report.findings if f.message == words]
+    experts = [t for t in report.tensors if ".experts." in t.name and t.name.endswith(".weight")]
+    assert len(said) == len(experts) > 0
+    assert {f.severity for f in said} == {"warning"}
+    assert not [f for f in report.findings if f.severity == "error"]
+    assert run("inspect", source, "--check").code == 0
+    refused = run("convert", source, tmp_path / "out", "--to", "bf16")
+    assert (refused.code, words in refused.err) == (3, True)
+    assert not ckpttool.compare(source, source).notes

@@ -144,7 +144,7 @@ def diagnose(
         facts = checkpoint_facts(checkpoint)
         served = _serving(checkpoint, str(source), environment)
         facts = replace(facts, kv_nbytes=served.kv, overhead_nbytes=served.overhead, padding_nbytes=served.padding)
-        notes += [f"the checkpoint has problems: {p}" for p in checkpoint.problems[:1]]
+        notes += [f"the checkpoint has problems: {p}" for p in checkpoint.damage[:1]]
     verdicts = judge(environment, facts)
     reports = tuple(_report(v, environment, facts) for v in verdicts)
     failing = _failing(reports, require)

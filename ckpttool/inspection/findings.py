@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ckpttool.containers.gguf_values import Array, Scalar
 from ckpttool.containers.remote import RemoteFolder
+from ckpttool.errors import CkptError, UnconvertibleError
 from ckpttool.inspection.report import Finding, Severity
 from ckpttool.inspection.summary import (
     FILE_TYPE_KEY,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from ckpttool.archs.facts import ModelFacts
     from ckpttool.archs.purposes import Purposes
     from ckpttool.checkpoint import Checkpoint
-    from ckpttool.errors import CkptError
     from ckpttool.expert_layout import ExpertLayouts
 
 ERROR, WARNING, INFO = Severity.error, Severity.warning, Severity.info
@@ -64,7 +64,8 @@ def finding_of(error: CkptError, check: str | None = None) -> Finding:
         place = f"{place or ''} at byte {error.offset}".strip()
     name = check or _check_of(error)
     tensor = _indexed(field) if field and (not side or name in ("index", "missing")) else None
-    return Finding(ERROR, name, tensor, place, error.message, error.hint)
+    severity = WARNING if isinstance(error, UnconvertibleError) else ERROR
+    return Finding(severity, name, tensor, place, error.message, error.hint)
 
 
 def _indexed(field: str) -> str:

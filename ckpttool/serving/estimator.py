@@ -287,8 +287,8 @@ def _forms(facts: ModelFacts, native: Weights, wide: Weights, asked: Asked, kv: 
 def _notes(checkpoint: Checkpoint, facts: ModelFacts, active: int | None) -> tuple[str, ...]:
     """What makes the figures less certain."""
     notes = []
-    if checkpoint.problems:
-        notes.append(f"{len(checkpoint.problems):,} problems with this checkpoint: ckpttool inspect lists them")
+    if checkpoint.damage:
+        notes.append(f"{len(checkpoint.damage):,} problems with this checkpoint: ckpttool inspect lists them")
     odd = sorted(set(facts.attention or ()) - {"full", "sliding", "chunked", "mla", "compressed"})
     if odd:
         notes.append(f"{', '.join(odd)} layers are priced as full attention, which is more than they take")
