@@ -162,7 +162,7 @@ def verdict(
     if failures or over:
         return Verdict(FAILED, (*(_told(f) for f in failures), *over))
     if fidelity in ("bytes", "values"):
-        predicted = "" if metrics is None else ", and predictions do not differ"
+        predicted = "" if metrics is None else ", and predictions differ by no more than rounding does"
         return Verdict(EXACT, (f"every {'byte' if fidelity == 'bytes' else 'value'} is equal{predicted}",))
     if fidelity is None:
         return Verdict(WITHIN, ("headers and side files agree; no values were compared",))

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,19 +111,16 @@ class LogitMetrics:
     def __init__(self) -> None:
         self._pieces: list[tuple[Integers, Integers, Rows]] = []
 
-    def add(
-        self, reference: Any, candidate: Any, next_ids: Any, *, sequence: int = 0, positions: int | Sequence[int] = 0
-    ) -> None:
+    def add(self, reference: Any, candidate: Any, next_ids: Any, *, sequence: int = 0, positions: Any = 0) -> None:
         """Logits [T, V] of both, of numpy or torch, and the ids [T] of the tokens that follow.
 
-        `positions` are the rows' in their sequence, or that of the first where they are neighbours.
+        `positions` [T] are the rows' in their sequence, or one number: that of the first, where they are neighbours.
 
         Raises:
             ValueError: shapes that do not fit, or an id beyond the vocabulary.
         """
         rows = measure(reference, candidate, next_ids)
-        first = positions if isinstance(positions, int) else 0
-        at = np.arange(first, first + len(rows)) if isinstance(positions, int) else np.asarray(positions, np.int64)
+        at = np.arange(len(rows)) + positions if isinstance(positions, int) else np.asarray(positions, np.int64)
         if at.shape != (len(rows),):
             raise ValueError(f"{at.shape} positions for {len(rows)} rows")
         self._pieces.append((np.full(len(rows), sequence), at, rows))
