@@ -82,9 +82,9 @@ def test_every_example_runs(workplace: Path, shell: dict[str, str]) -> None:
     bash(f"ckpttool {convert}", workplace, shell)
     assert (workplace / "tiny.gguf").is_file()
     others = [b for b in blocks("bash") if ".venv" not in b and "_COMPLETE" not in b]
-    assert len(others) == 3
+    assert len(others) == 4
     commands = [line for block in others for line in block.strip().splitlines() if not line.startswith("pip install")]
-    assert len(commands) == 13
+    assert len(commands) == 14
     with serving({}) as server:
         for size in ("20b", "120b"):
             write_headers(workplace / size, size)
