@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,24 +32,47 @@ def table(
 ) -> None:
     """Print a table without a frame; on a pipe its lines are as long as they need to be.
 
-    `right` are the columns, by name or number, that end alike; `styles` colour rows; column `keep` folds last.
+    `right` are the columns, by name or number, that end alike; `styles` colour rows; column `keep` alone folds.
     """
+    ends = [name in right or i in right for i, name in enumerate(columns)]
+    cells = [[shown(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        _plain_table([list(columns), *cells], ends)
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    tty = sys.stdout.isatty()
     text = io.StringIO()  # rich would end the process itself where stdout is closed
-    width = shutil.get_terminal_size().columns if tty else 10_000
-    console = Console(file=text, highlight=False, force_terminal=tty, width=width)
+    console = Console(file=text, highlight=False, force_terminal=True, width=shutil.get_terminal_size().columns)
     out = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
-        justify: Literal["right", "left"] = "right" if name in right or i in right else "left"
+        justify: Literal["right", "left"] = "right" if ends[i] else "left"
         out.add_column(name, justify=justify, overflow="fold", no_wrap=keep is not None and i != keep)
-    for i, row in enumerate(rows):
-        out.add_row(*(Text(shown(cell)) for cell in row), style=styles[i] if i < len(styles) else None)
+    for i, row in enumerate(cells):
+        out.add_row(*map(Text, row), style=styles[i] if i < len(styles) else None)
     console.print(out)
     write(text.getvalue())
+
+
+def _plain_table(rows: Sequence[Sequence[str]], ends: Sequence[bool]) -> None:
+    """The same for a pipe, where nothing folds; rich, which takes longer to load than a header to read, stays away."""
+    count = max(map(len, rows))
+    widths = [max(_width(row[i]) for row in rows if i < len(row)) for i in range(count)]
+    for row in rows:
+        padded = []
+        for cell, width, end in zip(row, widths, ends, strict=False):
+            space = " " * (width - _width(cell))
+            padded.append(space + cell if end else cell + space)
+        write("  ".join(padded).rstrip() + "\n")
+
+
+def _width(text: str) -> int:
+    """Columns that `text` takes: two for a wide character of East Asia, none for one that joins its neighbour."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 def columns() -> int:
