@@ -6,7 +6,9 @@ checkpoint, conversion refuses it, and either way the user sees the whole damage
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,14 +209,32 @@ def _each(located: Located) -> Iterable[tuple[Any, SourceFile] | CkptError]:
     if len(located.files) > limits.REMOTE_FILES:
         what = f"has {len(located.files)} files, more than the {limits.REMOTE_FILES} that are asked for"
         raise LimitError(what, file=str(located.folder), hint="download it and give the local folder")
-    from concurrent.futures import ThreadPoolExecutor
+    return _at_once(located)
 
-    with ThreadPoolExecutor(limits.REMOTE_PARALLEL) as pool:
-        try:
-            return list(pool.map(lambda path: _header(path, located.container), located.files))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+
+def _at_once(located: Located) -> list[tuple[Any, SourceFile] | CkptError]:
+    """Every file's header, several at once; threads that wait for a remote end hold up no interrupt, and no exit."""
+    import threading
+    from concurrent.futures import Future
+
+    found: list[Future[tuple[Any, SourceFile] | CkptError]] = [Future() for _ in located.files]
+    todo = deque(zip(located.files, found, strict=True))
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                path, result = todo.popleft()
+                try:
+                    result.set_result(_header(path, located.container))
+                except BaseException as e:
+                    result.set_exception(e)
+
+    for _ in range(min(limits.REMOTE_PARALLEL, len(found))):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        return [result.result() for result in found]
+    finally:
+        todo.clear()
 
 
 def _parser(container: str) -> Callable[[ReadableFile], Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,6 +236,30 @@ def test_a_stall_ends(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> No
         assert "does not answer in time, 2 times" in str(refused(server))
     finally:
         over.set()
+
+
+def test_an_interrupt_does_not_wait_for_servers_that_stall() -> None:
+    class Stop(BaseException):
+        pass
+
+    def arrive(*args: object) -> None:
+        raise Stop
+
+    over = threading.Event()
+    files: dict[str, web.Content] = {f"/m/{n}": p for n, p in web.folder_files(FIXTURES / "hf").items()}
+    before = signal.signal(signal.SIGALRM, arrive)
+    with web.serving(files) as server:
+        server.always |= {name: web.stall(over) for name in files if name.endswith(".safetensors")}
+        begun = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 2)
+        try:
+            with pytest.raises(Stop):
+                open_checkpoint(server.url("/m/model.safetensors.index.json"))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            over.set()
+    assert time.monotonic() - begun < 15
 
 
 # A server that answers something else
