@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from builders import Model, Sizes
 from commandline import run
+from header_checkpoints import write_headers, write_safetensors
+from model_families import DEEPSEEK_V3, deepseek_v3_tensors
 
 import ckpttool
 from ckpttool.archs import arches
@@ -276,3 +278,86 @@ def test_experts_in_a_form_that_convert_does_not_know_are_no_damage(tmp_path: Pa
     refused = run("convert", source, tmp_path / "out", "--to", "bf16")
     assert (refused.code, words in refused.err) == (3, True)
     assert not ckpttool.compare(source, source).notes
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "20b": {"parameters": 20_914_757_184, "active_parameters": 3_608_307_264, "nbytes": 13_761_264_768, "share": 0.914},
+    "120b": {
+        "parameters": 116_829_156_672, "active_parameters": 5_132_849_472, "nbytes": 65_248_815_744, "share": 0.981,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_figures_are_as_published(size: str, tmp_path: Path) -> None:
+    source = write_headers(tmp_path / size, size)
+    document = run("inspect", source, "--json").document
+    wanted = PUBLISHED[size]
+    for name in ("parameters", "active_parameters", "nbytes"):
+        assert document[name] == wanted[name], name
+    summary = document["summary"]
+    assert round(summary["expert_share"], 3) == wanted["share"]
+    assert summary["bf16_nbytes"] == 2 * wanted["parameters"]
+    assert summary["formats"][0]["format"] == "MXFP4" and round(summary["formats"][0]["share"], 3) == wanted["share"]
+    (layout,) = summary["expert_layout"]
+    assert (layout["experts"], layout["gate_up"], layout["order"], layout["storage"], layout["orientation"]) == (
+        32 if size == "20b" else 128, "fused", "interleaved", "stacked", "[out, in]",
+    )  # fmt: skip
+    assert summary["attention"] | {"kinds": None} == {
+        "heads": 64, "kv_heads": 8, "head_dim": 64, "value_head_dim": None, "window": 128, "kv_lora_rank": None,
+        "kinds": None,
+    }  # fmt: skip
+    layers = 24 if size == "20b" else 36
+    assert summary["attention"]["kinds"] == {
+        "sliding": list(range(0, layers, 2)), "full": list(range(1, layers, 2)),
+    }  # fmt: skip
+    assert summary["rope"] == {
+        "theta": 150000.0, "type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "original_context": 4096, "truncate": False,
+    }  # fmt: skip
+    assert summary["router"] == {"experts": layout["experts"], "top_k": 4, "shared": None, "layers": layers}
+    assert (summary["swiglu_limit"], summary["context"], summary["declared"]) == (7.0, 131072, "mxfp4")
+    assert summary["vocabulary"] == {
+        "size": 201_088, "bos": 199998, "eos": [200002, 199999, 200012], "pad": 199999, "tied_embeddings": False,
+        "tokenizer": None,
+    }  # fmt: skip
+    assert (summary["shards"], summary["stored_tensors"]) == ((3, 459) if size == "20b" else (15, 687))
+    assert document["data_nbytes_read"] == 0 and document["problems"] == []
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_a_gguf_of_full_size_says_the_same(size: str, tmp_path: Path) -> None:
+    document = run("inspect", write_headers(tmp_path / size, size, "gguf"), "--json").document
+    wanted = PUBLISHED[size]
+    assert (document["parameters"], document["active_parameters"]) == (
+        wanted["parameters"],
+        wanted["active_parameters"],
+    )
+    summary = document["summary"]
+    assert (summary["file_type"], summary["vocabulary"]["size"], summary["context"]) == (
+        "38 MXFP4_MOE",
+        201_088,
+        131072,
+    )
+    assert summary["vocabulary"]["tokenizer"] == "tokenizer.ggml.tokens (gpt2, gpt-4o)"
+    (layout,) = summary["expert_layout"]
+    assert (layout["gate_up"], layout["order"], layout["bias"]) == ("separate", None, True)
+
+
+def test_another_family_is_counted_and_laid_out(tmp_path: Path) -> None:
+    """DeepSeek-V3 at full size: no dialect converts it, its table knows its experts."""
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    write_safetensors(tmp_path / "model.safetensors", deepseek_v3_tensors(DEEPSEEK_V3))
+    report = ckpttool.inspect(tmp_path, experts=True)
+    assert (report.arch, report.dialect, report.summary.family) == (None, None, "DeepSeek-V3")
+    assert report.active_parameters == 36_625_618_432  # 36.6 B by its README
+    assert report.experts is not None and [x.layer for x in report.experts] == list(range(3, 61))
+    (layout,) = report.summary.expert_layout
+    assert (layout.experts, layout.shared, layout.storage, layout.gate_up) == (256, 1, "per-expert", "separate")
+    assert report.summary.attention.kv_lora_rank == 512
+    rows = {t.name: (t.purpose, t.layer, t.expert) for t in report.tensors}
+    assert rows["model.layers.7.mlp.experts.31.up_proj.weight"] == ("up", 7, 31)
+    assert rows["model.layers.7.mlp.shared_experts.up_proj.weight"] == ("shared.up", 7, None)
+    text = run("inspect", tmp_path).out
+    assert "model.layers.{3-61}.mlp.experts.{0-255}.down_proj.weight  x15,104" in text
+    assert len(text.splitlines()) < 50

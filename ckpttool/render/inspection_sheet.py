@@ -77,12 +77,12 @@ def _attention(s: Summary) -> Iterator[tuple[str, str]]:
     if a.heads is None:
         return
     words = [f"{a.heads} heads"]
-    if a.kv_lora_rank:
-        words.append(f"latent of {a.kv_lora_rank}")
-    elif a.kv_heads is not None and a.kv_heads != a.heads:
+    if a.kv_heads is not None and a.kv_heads != a.heads and not a.kv_lora_rank:
         words.append(f"{a.kv_heads} KV heads")
     if a.head_dim:
         words[-1] += f" of {a.head_dim}"
+    if a.kv_lora_rank:
+        words.append(f"one latent vector of {a.kv_lora_rank} a token")
     kinds = []
     for kind, layers in a.kinds.items():
         window = f" {a.window:,}" if kind in ("sliding", "chunked") and a.window else ""
