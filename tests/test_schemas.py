@@ -102,6 +102,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
     runs = {
         "inspection": ("inspect", hf),
         "inspection of a GGUF": ("inspect", gguf),
+        "inspection of values": ("inspect", hf, "--scales", "--codes", "--experts", "--check"),
         "inspection of an unknown model": ("inspect", at / "other.safetensors"),
         "plan": ("convert", hf, at / "dry.gguf", "--dry-run"),
         "plan that quantizes": ("convert", bf16, at / "dry", "--to", "mxfp4", "--dry-run", "--recipe", "ocp"),

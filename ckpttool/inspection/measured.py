@@ -15,7 +15,6 @@ from ckpttool.inspection.sample import lie_of
 from ckpttool.inspection.scale_sources import scale_source
 from ckpttool.inspection.scales import ScaleTally, scale_jobs
 from ckpttool.inspection.values import ValueTally, value_jobs
-
 from ckpttool.tensors import Role, StoredTensor, Weight
 
 if TYPE_CHECKING:
