@@ -150,7 +150,8 @@ def _side_files(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield _lacks("tokenizer", "merges.txt", "vocab.json alone is no tokenizer", WARNING)
     if TOKENIZER_CONFIG not in names:
         yield _lacks("tokenizer", TOKENIZER_CONFIG, "transformers cannot tell the tokenizer's class", WARNING)
-    if chat_template(checkpoint) is None and not isinstance(folder, RemoteFolder):
+    unread = isinstance(folder, RemoteFolder) and TOKENIZER_CONFIG in names  # which may hold one
+    if chat_template(checkpoint) is None and not unread:
         yield _lacks("chat-template", "chat_template.jinja", "chat endpoints refuse to work without one", INFO)
     if "generation_config.json" not in names:
         yield _lacks("generation-config", "generation_config.json", "the ids that end a turn may be incomplete", INFO)
