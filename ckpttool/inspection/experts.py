@@ -1,8 +1,8 @@
 """Every layer with experts in detail, and the experts of a layer against each other by their scales.
 
-Experts of one matrix were trained together, and their scales are alike: on gpt-oss' shape with every expert random, the
-mean exponents lie within hundredths of an octave. So one whose mean lies far from the others' was scaled, swapped in
-from elsewhere, or never trained; and two with the same histogram are, in all likelihood, one.
+Experts of one matrix were trained together, and their scales are alike: in the small model of the fixtures their mean
+exponents lie within a tenth of an octave. So one whose mean lies far from the others' was scaled, swapped in from
+elsewhere, or never trained; and two with the same histogram are, in all likelihood, one.
 """
 
 from __future__ import annotations
