@@ -48,12 +48,12 @@ def of(a: Array, b: Array, ids: Array, **more: Any) -> Metrics:
 
 
 def exact_kl(a: Array, b: Array) -> float:
-    """Sum of p log(p / q) with 80 digits."""
+    """Sum of p log(p / q) with 80 digits, which is no less than zero but for their rounding."""
     with localcontext() as context:
         context.prec = 80
         x, y = ([Decimal(float(v)) for v in row] for row in (a, b))
         log_p, log_q = ([v - sum(u.exp() for u in row).ln() for v in row] for row in (x, y))
-        return float(sum(p.exp() * (p - q) for p, q in zip(log_p, log_q, strict=True)))
+        return max(0.0, float(sum(p.exp() * (p - q) for p, q in zip(log_p, log_q, strict=True))))
 
 
 # --- against the definitions ---
