@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     import torch
 
 CPU = "cpu"
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Those that this process may use, which in a container or a job are fewer than the machine has."""
+
 CARD = r"cuda:(0|[1-9]\d?)"
 ASKED = re.compile(f"auto|cpu|cuda|{CARD}(,{CARD})*")
 INSTALL = "pip install 'ckpttool[torch]'"
