@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 Content = bytes | Path
 Fault = Callable[["Handler"], bool]
 
@@ -258,6 +260,19 @@ def stall(event: threading.Event) -> Fault:
 
 
 # A Hub
+
+
+@contextlib.contextmanager
+def as_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that huggingface_hub takes for the Hub."""
+    from huggingface_hub import constants
+
+    with serving({}) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.root)
+        template = server.root + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        yield server
 
 
 @dataclass

@@ -21,13 +21,7 @@ MODEL = Sizes(layers=1)
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[web.Server]:
     """A server that huggingface_hub takes for the Hub."""
-    from huggingface_hub import constants
-
-    with web.serving({}) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.root)
-        template = server.root + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    with web.as_hub(monkeypatch) as server:
         yield server
 
 

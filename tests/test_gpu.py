@@ -306,9 +306,13 @@ def test_a_status_is_looked_at_when_asked() -> None:
 
 
 def test_nothing_is_nothing() -> None:
+    """No rows at all: no kernel is launched (an empty grid is an error), and nothing is noted."""
+    status = gpu.new_status(DEVICE)
     blocks, scales = empty(0, 2, 3, Packing.pair, False)
-    gpu.quantize_rows(torch.zeros((0, 2, 96), device=DEVICE), "F32", RECIPES["best"], Packing.pair, blocks, scales)
-    gpu.dequantize_columns(blocks, scales, Packing.pair, torch.zeros((1, 96, 0), device=DEVICE), "F32")
+    x, columns = torch.zeros((0, 2, 96), device=DEVICE), torch.zeros((1, 96, 0), device=DEVICE)
+    gpu.quantize_rows(x, "F32", RECIPES["best"], Packing.pair, blocks, scales, status)
+    gpu.dequantize_columns(blocks, scales, Packing.pair, columns, "F32", status)
+    assert torch.equal(status, gpu.new_status(DEVICE))
 
 
 @pytest.mark.parametrize("mode", ["FLOOR", "EVEN"])

@@ -37,13 +37,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[web.Server]:
     """A server that huggingface_hub takes for the Hub, and a token for it."""
-    from huggingface_hub import constants
-
-    with web.serving({}) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.root)
-        template = server.root + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    with web.as_hub(monkeypatch) as server:
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         yield server
 
