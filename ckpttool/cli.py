@@ -107,7 +107,7 @@ def cli(context: click.Context) -> None:
     show_default=True,
     help="Where to compute: cores, or NVIDIA GPUs (cuda:0,cuda:1: both; needs the [torch] extra). auto measures.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Threads. Default: one for each core.")
+@click.option("--workers", type=click.IntRange(1), help="Threads. Default: one for each core, and two for each GPU.")
 @click.option("--max-memory", default="512MB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @click.option("--max-gpu-memory", default="2GB", show_default=True, metavar="SIZE", help="The same of each GPU.")
 @click.option("--max-shard-size", metavar="SIZE", help="Default: 5GB for safetensors; a GGUF is one file.")
