@@ -142,7 +142,9 @@ def test_what_is_mixed_up_does_not(tmp_path: Path, changes: list[builders.Change
 
 def test_one_expert_of_many() -> None:
     part = lossy(sqnr=30.0, experts=(ExpertErrors(5, 3, 0, 1.0, 0.5, 6.0), ExpertErrors(9, 3, 0, 1.0, 0.5, -3.0)))
-    assert part_failures([part]) == [Failure("layer.3.up", 3, "SQNR -3.0 dB of expert 9 is below the 15 dB of MXFP4")]
+    assert part_failures([part]) == [
+        Failure("layer.3.up", 3, "SQNR -3.0 dB of expert 9 is below the 15 dB of MXFP4", "values")
+    ]
     assert part_failures([part], min_sqnr=-4) == []
 
 
@@ -201,7 +203,7 @@ def test_a_limit_that_is_asked_for_holds_for_exact_ones_too() -> None:
 
 
 def test_a_failure_fails_whatever_the_figures() -> None:
-    failures = [Failure("layer.3.up", 3, "is missing"), Failure(None, None, "config: x")]
+    failures = [Failure("layer.3.up", 3, "is missing", "structure"), Failure(None, None, "config: x", "structure")]
     found = verdict(failures, fidelity="bytes")
     assert (found.verdict, found.decided) == (FAILED, ("layer.3.up: is missing", "config: x"))
 

@@ -81,9 +81,9 @@ def test_no_dialect_differs_from_another(opened: dict[str, Checkpoint]) -> None:
 
 
 def test_layers_are_in_the_names() -> None:
-    assert part_failure("layer.12.q.bias", "x") == Failure("layer.12.q.bias", 12, "x")
-    assert part_failure("head", "x") == Failure("head", None, "x")
-    assert part_failure("model.layers.3.q_proj", "x").layer is None
+    assert part_failure("layer.12.q.bias", "x", "values") == Failure("layer.12.q.bias", 12, "x", "values")
+    assert part_failure("head", "x", "values") == Failure("head", None, "x", "values")
+    assert part_failure("model.layers.3.q_proj", "x", "values").layer is None
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_what_readers_take_anyway_is_no_difference(tmp_path: Path) -> None:
 def test_a_missing_bias(tmp_path: Path) -> None:
     candidate = changed(tmp_path / "x", tensors(lambda t: t.pop("model.layers.2.self_attn.k_proj.bias")))
     failure = only(check_structure(open_checkpoint(ROOT / "parent"), candidate))
-    assert failure == Failure("layer.2.k.bias", 2, "is missing in the candidate")
+    assert failure == Failure("layer.2.k.bias", 2, "is missing in the candidate", "structure")
     # It is the other's loss where it is the reference that lacks it; and a damaged reference proves nothing.
     failure = only(check_structure(candidate, open_checkpoint(ROOT / "parent")))
-    assert failure == Failure("layer.2.k.bias", 2, "is in the candidate, and not in the reference")
+    assert failure == Failure("layer.2.k.bias", 2, "is in the candidate, and not in the reference", "structure")
 
 
 def test_a_tensor_of_another_shape(tmp_path: Path) -> None:

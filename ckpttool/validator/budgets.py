@@ -106,7 +106,7 @@ def part_failures(parts: Iterable[PartComparison], *, min_sqnr: float | None = N
         what = _lost(part, limit)
         if what is not None:
             whose = "" if min_sqnr is not None else f" of {budget_of(part.format_b).name}"
-            out.append(part_failure(part.part, what.format(limit=f"the {limit:g} dB{whose}")))
+            out.append(part_failure(part.part, what.format(limit=f"the {limit:g} dB{whose}"), "values"))
     return out
 
 

@@ -11,14 +11,18 @@ _LAYER: Final = re.compile(r"layer\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Failure:
-    """`part` is the canonical part (or, without one, the weight) and `layer` its layer; None: it is of neither."""
+    """`part` is the canonical part (or, without one, the weight) and `layer` its layer; None: it is of neither.
+
+    `level` is the one that found it: "structure", "values" or "forward".
+    """
 
     part: str | None
     layer: int | None
     what: str
+    level: str
 
 
-def part_failure(part: str, what: str) -> Failure:
+def part_failure(part: str, what: str, level: str) -> Failure:
     """A failure of one part, whose layer is in its name."""
     found = _LAYER.match(part)
-    return Failure(part, int(found[1]) if found else None, what)
+    return Failure(part, int(found[1]) if found else None, what, level)

@@ -146,7 +146,7 @@ class LogitMetrics:
                 spot = found.spot(at[0])
                 where = f"sequence {spot.sequence}, position {spot.position}, token {bad[at[0]]}"
                 what = f"logits of the {side} are not finite at {at.size:,} of {len(bad):,} tokens; the first: {where}"
-                out.append(Failure(None, None, what))
+                out.append(Failure(None, None, what, "forward"))
         return out
 
     def kl(self) -> Floats:

@@ -21,6 +21,7 @@ from ckpttool.errors import CkptError
 from ckpttool.validator.failures import Failure, part_failure
 
 SIDES: Final = ("the reference", "the candidate")
+LEVEL: Final = "structure"
 END_TOKENS: Final = "eos_token_id"
 
 
@@ -59,12 +60,12 @@ def check_structure(reference: Checkpoint, candidate: Checkpoint) -> Structure:
 def _parts(rows: tuple[PartComparison, ...]) -> Iterator[Failure]:
     for row in rows:
         if row.status is Status.only_a:
-            yield part_failure(row.part, "is missing in the candidate")
+            yield part_failure(row.part, "is missing in the candidate", LEVEL)
         elif row.status is Status.only_b:
-            yield part_failure(row.part, "is in the candidate, and not in the reference")
+            yield part_failure(row.part, "is in the candidate, and not in the reference", LEVEL)
         elif row.status is Status.shape:
             yield part_failure(
-                row.part, f"is {_axes(row.shape_b)} in the candidate, {_axes(row.shape_a)} in the reference"
+                row.part, f"is {_axes(row.shape_b)} in the candidate, {_axes(row.shape_a)} in the reference", LEVEL
             )
 
 
@@ -77,28 +78,28 @@ def _problem(error: CkptError, side: str, checkpoint: Checkpoint) -> Failure:
     dialect = checkpoint.dialect
     claim = dialect.claim(error.field) if dialect and error.field else None
     what = f"{side} is damaged: {error}"
-    return part_failure(claim.join.parts[0], what) if claim else Failure(None, None, what)
+    return part_failure(claim.join.parts[0], what, LEVEL) if claim else Failure(None, None, what, LEVEL)
 
 
 def _architectures(reference: Checkpoint, candidate: Checkpoint) -> Iterator[Failure]:
     names = [c.arch.name if c.arch else None for c in (reference, candidate)]
     if names[0] != names[1]:
         shown = [name or "of no known architecture" for name in names]
-        yield Failure(None, None, f"the candidate is {shown[1]}, the reference {shown[0]}")
+        yield Failure(None, None, f"the candidate is {shown[1]}, the reference {shown[0]}", LEVEL)
 
 
 def _config(reference: Checkpoint, candidate: Checkpoint) -> tuple[list[Failure], list[str]]:
     """Fields that differ and matter, and notes on a side that says nothing."""
     stated = configs.said(reference), configs.said(candidate)
     failures = [
-        Failure(None, None, f"config: {d.key} is {_value(d.b)} in the candidate, {_value(d.a)} in the reference")
+        Failure(None, None, f"config: {d.key} is {_value(d.b)} in the candidate, {_value(d.a)} in the reference", LEVEL)
         for d in configs.config_differences(*stated)
         if d.forward or (d.key == END_TOKENS and d.a is not None and d.b is not None)
     ]
     notes = []
     for side, checkpoint, told in zip(SIDES, (reference, candidate), stated, strict=True):
         if told.note is not None:
-            failures.append(Failure(None, None, told.note))
+            failures.append(Failure(None, None, told.note, LEVEL))
         elif not told.fields:
             notes.append(f"{side} has no config ({checkpoint.path}): sizes, rope and the like were not compared")
     return failures, notes
@@ -111,11 +112,11 @@ def _value(value: Any) -> str:
 def _side_file(row: SideFile, candidate: Checkpoint) -> Failure | None:
     many = row.name.endswith("s")
     if row.status == "differs":
-        return Failure(None, None, f"{_label(row)} {'differ' if many else 'differs'}: {row.what}")
+        return Failure(None, None, f"{_label(row)} {'differ' if many else 'differs'}: {row.what}", LEVEL)
     if row.status == "unread":
-        return Failure(None, None, f"{_label(row)} cannot be read: {row.what}")
+        return Failure(None, None, f"{_label(row)} cannot be read: {row.what}", LEVEL)
     if row.status == "only_a" and _has_place(candidate, row.name):
-        return Failure(None, None, f"{_label(row)} {'are' if many else 'is'} missing in the candidate")
+        return Failure(None, None, f"{_label(row)} {'are' if many else 'is'} missing in the candidate", LEVEL)
     return None
 
 
