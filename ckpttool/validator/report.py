@@ -1,7 +1,7 @@
 """What `validate` finds, as one document: `validation.v1`.
 
-Figures of predictions are those of `metrics`, of layers those of `lockstep`. All are plain numbers and names, so that a
-report needs no torch to be read.
+Figures of predictions are those of `metrics`, of layers those of `lockstep`, laid flat. All are plain numbers and names,
+so that a report needs no torch to be read.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ckpttool.comparison.parts import PartComparison
     from ckpttool.validator.budgets import Budget
     from ckpttool.validator.drift import Drift
-    from ckpttool.validator.lockstep import LayerReport
     from ckpttool.validator.metrics import Metrics
+    from ckpttool.validator.routing import ExpertUse
 
 LEVELS: Final = ("structure", "values", "forward")
 """Each includes those before it."""
@@ -79,6 +79,31 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class LayerResult:
+    """What one layer says, over all tokens of text and prompts.
+
+    `drift` is the relative error of the candidate's residual stream behind the layer (`drift_median` that of single
+    tokens), `noise` the same of the reference against itself, `forced` with the reference's choice of experts, `own` of
+    this layer alone, given the reference's stream; None: not finite, or not asked for. `broken` counts tokens with a
+    number that is not finite. `flips` counts tokens whose set of experts differs, `choices` the choices not shared, and
+    `noise_flips` the flips of the reference against itself.
+    """
+
+    layer: int
+    drift: float | None
+    drift_median: float | None
+    broken: int
+    noise: float | None
+    forced: float | None
+    own: float | None
+    flips: int
+    choices: int
+    noise_flips: int
+    reference: ExpertUse
+    candidate: ExpertUse
+
+
+@dataclass(frozen=True)
 class Forward:
     """How the forward passes were run, and what of them is of no single layer.
 
@@ -125,7 +150,7 @@ class Validation:
     asked: dict[str, float]
     parts: tuple[PartResult, ...]
     metrics: Metrics | None
-    layers: tuple[LayerReport, ...]
+    layers: tuple[LayerResult, ...]
     forward: Forward | None
     notes: tuple[str, ...]
 

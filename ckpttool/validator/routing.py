@@ -50,14 +50,15 @@ class ExpertUse:
     """How a layer's experts are used on a text.
 
     `tokens` for each expert; `entropy` of that distribution in bits (log2 E: all alike), and `balance`, the busiest
-    expert's share times E (1: all alike). `router_entropy` is that of softmax over all E, in bits, mean over tokens.
+    expert's share times E (1: all alike). `router_entropy` is that of softmax over all E, in bits, mean over tokens;
+    None: a logit of the router is not finite.
     """
 
     tokens: tuple[int, ...]
     unused: tuple[int, ...]
     entropy: float
     balance: float
-    router_entropy: float
+    router_entropy: float | None
 
 
 def expert_use(routing: Routing) -> ExpertUse:
@@ -72,7 +73,7 @@ def expert_use(routing: Routing) -> ExpertUse:
         tuple(e for e, n in enumerate(tokens) if not n),
         float(-(share * share.clamp_min(1e-300).log2()).sum()),
         float(share.max() * len(tokens)),
-        float(router),
+        float(router) if router.isfinite() else None,
     )
 
 
