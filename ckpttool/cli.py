@@ -285,7 +285,8 @@ Examples:
   ckpttool diff openai/gpt-oss-20b org/fork --headers-only    parts, shapes, formats and config; nothing is downloaded
 
 {EXITS}
-1 here: a value differs, or a part is missing or of another shape."""
+1 here: a value differs, or a part is missing or of another shape. With --headers-only 0 says that the headers agree,
+and nothing of values: `identical` is then null."""
 
 
 @cli.command(epilog=DIFF_EPILOG)
@@ -303,7 +304,7 @@ def diff(a: str, b: str, headers_only: bool, as_json: bool, debug: bool) -> None
     with render.progress(total, "comparing", quiet=as_json or headers_only) as advance:
         report = differ.diff(*sides, headers_only=headers_only, progress=advance)
     render.show_diff(report, as_json)
-    if not report.identical:
+    if not report.agrees:
         sys.exit(1)
 
 

@@ -35,15 +35,15 @@ class DiffSide:
 class Diff:
     """What two checkpoints have in common and what not.
 
-    `identical`: every part is in both, with equal bytes or values; `compared` says whether values were looked at, or
-    the headers alone, which then agree. `counts` are parts by status; `unread` are those with none.
+    `identical`: every part is in both, with equal bytes or values; None where headers agree and no value was read,
+    which `compared` says. `counts` are parts by status; `unread` are those with none.
     """
 
     schema: str
     a: DiffSide
     b: DiffSide
     compared: str
-    identical: bool
+    identical: bool | None
     verdict: str
     counts: dict[str, int]
     parts: tuple[PartComparison, ...]
@@ -51,6 +51,11 @@ class Diff:
     metadata: tuple[FieldDifference, ...]
     side_files: tuple[SideFile, ...]
     notes: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing that was looked at differs: the command's exit code is 0."""
+        return self.identical is not False
 
     @property
     def worst(self) -> list[PartComparison]:
@@ -104,7 +109,7 @@ def diff(
     return Diff(
         "diff.v1", _side(a), _side(b),
         "headers" if headers_only else "values",
-        not differing and bool(parts),
+        _identical(counts, parts, differing),
         _verdict(counts, parts, differing),
         {s: counts[s] for s in (*(s.value for s in Status), "unread")},
         parts,
@@ -132,6 +137,12 @@ def _arch(checkpoint: Checkpoint) -> str | None:
     entry = checkpoint.metadata.get("general.architecture")
     declared = entry.value if isinstance(entry, Scalar) else (checkpoint.config or {}).get("model_type")
     return declared if isinstance(declared, str) else None
+
+
+def _identical(counts: Counter[str], parts: Sequence[PartComparison], differing: int) -> bool | None:
+    if differing or not parts:
+        return False
+    return None if counts["unread"] else True
 
 
 def _verdict(counts: Counter[str], parts: Sequence[PartComparison], differing: int) -> str:

@@ -33,7 +33,7 @@ def local(tmp_path: Path) -> Path:
 def test_headers_only_downloads_nothing(hub: web.Server, local: Path) -> None:
     repo = Repo(hub, "org/tiny", web.folder_files(local)).publish()
     report = compare(local, "org/tiny", headers_only=True)
-    assert report.identical
+    assert report.identical is None and report.agrees
     assert report.b.source == f"hf://org/tiny@{SHA}"
     assert report.config == ()
     assert {f.status for f in report.side_files} == {"unread"}

@@ -234,7 +234,7 @@ def test_wrong_values_are_invalid(documents: dict[str, dict[str, Any]]) -> None:
         ("conversion", ("tensors", 0, "crc32"), "0123456"),
         ("conversion", ("options", "dtype"), "f16"),
         ("verification", ("ok",), "yes"),
-        ("diff", ("identical",), None),
+        ("diff", ("identical",), "yes"),
         ("diff", ("parts", 0, "status"), "same"),
         ("diff that finds errors", ("side_files", 0, "sha256_a"), "ab"),
         ("error", ("exit_code",), 7),
