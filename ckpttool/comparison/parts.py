@@ -16,7 +16,6 @@ Statuses of a part that both have in one shape:
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +24,11 @@ from enum import StrEnum
 
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.comparison.pairs import Group, Holding, groups, holdings
-from ckpttool.comparison.slabs import SCRATCH_NBYTES, Files, PartFound, SlabReader
+from ckpttool.comparison.slabs import SCRATCH_NBYTES, Files, PartFound, SlabReader, Watch
 from ckpttool.comparison.sums import Tally
 from ckpttool.containers.remote import RemoteFile, open_file
 from ckpttool.containers.source import LocalFile
+from ckpttool.devices import CORES
 
 Progress = Callable[[int], None]
 
@@ -98,12 +98,13 @@ def compare_parts(
     *,
     headers_only: bool = False,
     workers: int | None = None,
+    watch: Watch | None = None,
     progress: Progress = lambda nbytes: None,
 ) -> tuple[PartComparison, ...]:
     """Every part of both, in A's order, then what only B has.
 
     `progress` is called from any thread with the bytes just compared, of `compared_nbytes` in all. With `headers_only`
-    no data is read, and what both have has no status.
+    no data is read, and what both have has no status. `watch` sees the rows that differ while they are at hand.
 
     Raises:
         InputError: a file that has shrunk since its header was read.
@@ -114,9 +115,20 @@ def compare_parts(
     if not headers_only:
         with contextlib.ExitStack() as stack:
             files = [_opened(x, stack) for x in (a, b)]
-            _run(_Run(work, states, files[0], files[1], progress), workers)
+            _run(_Run(work, states, files[0], files[1], progress, watch), workers)
     rows = [_row(name, held, states.get(name), headers_only) for name in _names(*held)]
     return (*rows, *_missing_experts(work))
+
+
+def show_slabs(
+    a: Checkpoint, b: Checkpoint, slabs: Sequence[tuple[Group, tuple[int, int]]], watch: Watch, workers: int | None
+) -> None:
+    """Compare some rows of some of the `groups`, for `watch` to see what differs in them. Errors as `compare_parts`."""
+    states = {part: _State(group) for group, _ in slabs for part in group.parts}
+    with contextlib.ExitStack() as stack:
+        files = [_opened(x, stack) for x in (a, b)]
+        run = _Run([group for group, _ in slabs], states, files[0], files[1], lambda nbytes: None, watch)
+        _pass(run, [(group, slab, ()) for group, slab in slabs], workers)
 
 
 def compared_nbytes(a: Checkpoint, b: Checkpoint) -> int:
@@ -164,6 +176,7 @@ class _Run:
     a: Files
     b: Files
     progress: Progress
+    watch: Watch | None = None
     failure: BaseException | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -188,7 +201,7 @@ def _pass(run: _Run, work: Sequence[Work], workers: int | None) -> None:
     if not work:
         return
     nbytes = max(g.slab_nbytes(*slab) + g.upright_nbytes(*slab) for g, slab, _ in work)
-    count = max(1, min(workers or os.cpu_count() or 1, MAX_MEMORY // (nbytes + SCRATCH_NBYTES), len(work)))
+    count = max(1, min(workers or CORES, MAX_MEMORY // (nbytes + SCRATCH_NBYTES), len(work)))
     todo = iter(work)
     if count == 1:
         _work(run, todo, nbytes)
@@ -205,7 +218,7 @@ def _pass(run: _Run, work: Sequence[Work], workers: int | None) -> None:
 
 def _work(run: _Run, todo: Iterator[Work], nbytes: int) -> None:
     """One thread: slab after slab, until there is none or another thread has failed."""
-    reader = SlabReader(run.a, run.b, nbytes)
+    reader = SlabReader(run.a, run.b, nbytes, run.watch)
     try:
         while True:
             with run.lock:

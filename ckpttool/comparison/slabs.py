@@ -6,7 +6,7 @@ otherwise is decoded a piece at a time, small enough for the cache.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ckpttool.archs.joins import Extent
 from ckpttool.codecs.formats import MXFP4
-from ckpttool.codecs.measure import differing, joined, measure
+from ckpttool.codecs.measure import RowErrors, differing, joined, measure
 from ckpttool.codecs.reference import BadBlock
 from ckpttool.codecs.transcode import Bytes, Operand, transcode
 from ckpttool.codecs.values import decodable, meeting, values
@@ -27,6 +27,13 @@ from ckpttool.slabwork import ALIGNMENT, Laid, lay
 from ckpttool.steps import Fidelity, Kind, Side, Slab, Step
 
 Files = Mapping[str, LocalFile | RemoteFile]
+
+Watch = Callable[[Group, str, Operand, Operand, int], None]
+"""Shown some rows of a part, upright and of this part alone, A's and B's, from the row of that number on.
+
+All rows in whose slab the two differ come, in pieces and from any thread: in their bits where both sides have one
+format, else in their values.
+"""
 
 PIECE_ELEMENTS: Final = 1 << 18
 """Elements that are decoded at a time: a megabyte a side as F32."""
@@ -61,13 +68,17 @@ class PartFound:
 class SlabReader:
     """Compares slabs one after the other, in a buffer that is used again; one for each thread."""
 
-    def __init__(self, a: Files, b: Files, nbytes: int) -> None:
+    def __init__(self, a: Files, b: Files, nbytes: int, watch: Watch | None = None) -> None:
         """`nbytes` is what the largest slab reads, and what of it stands upright beside that."""
         self._files = (a, b)
+        self._watch = watch
         self._buffer = np.empty(nbytes + MOST_EXTENTS * ALIGNMENT, np.uint8)
 
     def compare(self, group: Group, start: int, stop: int, measured: Collection[str] = ()) -> dict[str, PartFound]:
-        """Rows [start, stop) of a group. Parts in `measured` are measured even where their bytes are equal."""
+        """Rows [start, stop) of a group.
+
+        Parts in `measured`, and no others, are measured even where their bytes are equal; nobody watches that.
+        """
         a, used = self._read(group, group.a, start, stop, 0)
         b, used = self._read(group, group.b, start, stop, used)
         if not measured and _laid_alike(a, b) and _same_laid(a, b):
@@ -83,12 +94,30 @@ class SlabReader:
             if not measured and _same_bits(x, y):
                 out[part] = PartFound(True)
             elif not (decodable(x.codec) and decodable(y.codec)):
+                self._show(group, part, x, y, start)
                 out[part] = PartFound(False, False)
             elif not measured and _same_numbers(x, y, group.shape.row_length):
+                self._show(group, part, x, y, start)
                 out[part] = PartFound(False)
             else:
-                out[part] = PartFound(False, True, _measured(x, y, group, start))
+                out[part] = PartFound(False, True, self._measured(x, y, group, start, None if measured else part))
         return out
+
+    def _show(self, group: Group, part: str, x: Operand, y: Operand, first_row: int) -> None:
+        """Let others see rows of one format whose bits differ, and whose values do not, or nobody knows them."""
+        if self._watch is not None and x.codec.format == y.codec.format:
+            for start, stop in _pieces(x, group.shape.row_length):
+                self._watch(group, part, _rows(x, start, stop), _rows(y, start, stop), first_row + start)
+
+    def _measured(self, x: Operand, y: Operand, group: Group, first_row: int, shown: str | None) -> dict[int, Tally]:
+        """The errors of `y` against `x` by expert, whose first row is `first_row`; the part `shown` is watched."""
+        pieces = []
+        for start, stop in _pieces(x, group.shape.row_length):
+            p, q = _rows(x, start, stop), _rows(y, start, stop)
+            pieces.append(measure(*_numbers(p, q)))
+            if self._watch is not None and shown is not None:
+                self._watch(group, shown, p, q, first_row + start)
+        return _by_expert(joined(pieces), x, y, group, first_row)
 
     def _upright(self, operand: Operand, used: int) -> tuple[Operand, int]:
         """The same numbers as rows, in the buffer from `used` on where they are transposed."""
@@ -211,13 +240,8 @@ def _same_numbers(x: Operand, y: Operand, k: int) -> bool:
     return True
 
 
-def _measured(x: Operand, y: Operand, group: Group, first_row: int) -> dict[int, Tally]:
-    """The errors of `y` against `x` by expert; their first rows are `first_row` of the part."""
-    pieces = [
-        measure(*_numbers(_rows(x, start, stop), _rows(y, start, stop)))
-        for start, stop in _pieces(x, group.shape.row_length)
-    ]
-    found = joined(pieces)
+def _by_expert(found: RowErrors, x: Operand, y: Operand, group: Group, first_row: int) -> dict[int, Tally]:
+    """Rows' errors added up by expert, with the first pair that differs."""
     count, n = len(found.noise), group.expert_rows
     out = {}
     for expert in range(first_row // n, (first_row + count - 1) // n + 1):
