@@ -1,6 +1,6 @@
 """What `validate` finds, as one document: `validation.v1`.
 
-Figures of predictions are those of `metrics`, of layers those of `lockstep`, laid flat. All are plain numbers and names,
+Figures of predictions are those of `metrics`, of layers those of `lockstep` laid flat. All are plain numbers and names,
 so that a report needs no torch to be read.
 """
 
