@@ -1,0 +1,108 @@
+"""Level `values`: what came of each part's numbers, held against what a conversion between its formats promises.
+
+Where the plan of such a conversion would promise bytes or values, one that differs fails, whatever the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ckpttool.checkpoint import Checkpoint
+from ckpttool.codecs.formats import Codec
+from ckpttool.comparison.pairs import Holding, holdings
+from ckpttool.comparison.parts import PartComparison, Status, compare_parts, compared_nbytes
+from ckpttool.steps import Fidelity, kind_of
+from ckpttool.validator.budgets import part_failures
+from ckpttool.validator.failures import Failure, part_failure
+from ckpttool.validator.report import PartResult
+
+LEVEL: Final = "values"
+COMPARED: Final = (Status.bytes, Status.values, Status.lossy)
+"""The best first."""
+
+
+@dataclass(frozen=True)
+class ValuesFound:
+    """What is wrong, and how each part's claim was met; `fidelity` is the lowest of all parts that both have."""
+
+    parts: tuple[PartResult, ...]
+    failures: tuple[Failure, ...]
+    fidelity: str
+    notes: tuple[str, ...]
+
+
+def values_nbytes(reference: Checkpoint, candidate: Checkpoint) -> int:
+    """Bytes that `judge_values` tells its `progress` of."""
+    return compared_nbytes(reference, candidate)
+
+
+def judge_values(
+    reference: Checkpoint,
+    candidate: Checkpoint,
+    *,
+    min_sqnr: float | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> ValuesFound:
+    """Compare every part, and prove or judge what came of it.
+
+    `min_sqnr` (dB) is what every lossy part and each of its experts has to keep, however it was made. `progress` is
+    called from any thread with the bytes just compared.
+
+    Raises:
+        InputError: a file that has shrunk since its header was read.
+    """
+    held = holdings(reference, candidate)
+    rows = compare_parts(reference, candidate, workers=workers, progress=progress)
+    results, failures = [], []
+    for row in rows:
+        claim = claim_of(*held, row.part) if row.status in COMPARED else None
+        found = _unmet(row, claim, min_sqnr)
+        failures += found
+        results.append(PartResult(row, claim, None if found else _proof(row)))
+    return ValuesFound(tuple(results), tuple(failures), fidelity_of(rows), ())
+
+
+def claim_of(reference: Holding, candidate: Holding, part: str) -> Fidelity | None:
+    """What the plan of a conversion would promise for a part, by how both sides store it; None where none leads there.
+
+    Where a part's experts are stored in several ways, it is the lowest.
+    """
+    pairs = [(x, y) for x in _codecs(reference, part) for y in _codecs(candidate, part)]
+    ways = [kind_of(x, y) for x, y in pairs]
+    if not ways or None in ways:
+        return None
+    return max((way[1] for way in ways if way), key=[*Fidelity].index)
+
+
+def _codecs(holding: Holding, part: str) -> Iterator[Codec]:
+    """How a part's or a loose weight's tensors are stored."""
+    if part in holding.extents:
+        found = [x.weight for x in holding.extents[part]]
+    elif part in holding.misfits:
+        found = list(holding.misfits[part].weights)
+    else:
+        found = [holding.loose[part]] if part in holding.loose else []
+    yield from dict.fromkeys(w.codec for w in found)
+
+
+def fidelity_of(rows: tuple[PartComparison, ...]) -> str:
+    """The lowest status of what both sides have; without any such part nothing is known to be kept."""
+    found = [row.status for row in rows if row.status in COMPARED]
+    return max(found, key=COMPARED.index).value if found else Status.lossy.value
+
+
+def _unmet(row: PartComparison, claim: Fidelity | None, min_sqnr: float | None) -> list[Failure]:
+    if claim is Fidelity.bytes and row.status is Status.values:
+        return [part_failure(row.part, "holds the same values in other bytes", LEVEL)]
+    if claim in (Fidelity.bytes, Fidelity.values) and row.status is Status.lossy:
+        return [part_failure(row.part, f"{row.differing or 0:,} values differ", LEVEL)]
+    return part_failures([row], min_sqnr=min_sqnr)
+
+
+def _proof(row: PartComparison) -> str | None:
+    if row.status not in COMPARED:
+        return None
+    return "budget" if row.status is Status.lossy else row.status.value
