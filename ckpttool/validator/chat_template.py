@@ -76,7 +76,7 @@ def chat_template(*checkpoints: Checkpoint) -> ChatTemplate:
         if text is not None:
             source = f"{checkpoint.path}: {FILE}"
             return ChatTemplate(compiled(text, source), named_tokens(checkpoint), source)
-    hint = "give a folder that has it with --reference DIR, or leave --prompts out"
+    hint = "put it beside the checkpoint, or leave --prompts out"
     raise InputError("no chat template", file=str(checkpoints[0].path), hint=hint)
 
 

@@ -13,7 +13,7 @@ _LAYER: Final = re.compile(r"layer\.(\d+)\.")
 class Failure:
     """`part` is the canonical part (or, without one, the weight) and `layer` its layer; None: it is of neither.
 
-    `level` is the one that found it: "structure", "values" or "forward".
+    `level` is the one that found it: "structure", "values" or "forward"; "verdict" is a limit that figures do not keep.
     """
 
     part: str | None

@@ -37,6 +37,9 @@ FP32_NBYTES: Final = 2_000_000_000
 LOGITS_AT_ONCE: Final = 1 << 25
 """Logits of one pass that are held at a time: 128 MB."""
 
+NO_MEMORY: Final = ("DefaultCPUAllocator", "out of memory")
+"""What torch says where there is none: "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"."""
+
 
 @dataclass(frozen=True, eq=False)
 class LogitChunk:
@@ -132,14 +135,34 @@ def lockstep(
                 walk = _Walk(a, b, batch, feed, dtype, forced, own)
                 found = walk.report(consume, rows, progress)
                 nbytes = feed.nbytes
-    except torch.OutOfMemoryError as e:
-        hint = "fewer tokens, or --device cpu"
-        raise LimitError(f"{device} has too little memory for {len(batch.tokens)} tokens", hint=hint) from e
+    except (RuntimeError, MemoryError) as e:
+        if not _is_lack_of_memory(e):
+            raise
+        hint = "give fewer --tokens" if where.type == "cpu" else "give fewer --tokens, or --device cpu"
+        raise LimitError(f"{device} has too little memory for {len(batch.tokens):,} tokens", hint=hint) from e
     peak = torch.cuda.max_memory_allocated(where) if where.type == "cuda" else None
     return LockstepReport(
         len(batch.tokens), len(batch.lengths), device, "FP32" if dtype is torch.float32 else "BF16", *found,
         perf_counter() - began, nbytes, peak,
     )  # fmt: skip
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """On a CPU, and where CUDA itself has none, torch raises RuntimeErrors that say so in words alone."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in told for words in NO_MEMORY)
+
+
+def walk_nbytes(reference: Checkpoint, candidate: Checkpoint) -> tuple[int, ...]:
+    """Bytes of both that a walk reads, layer by layer and then of the heads; nothing is read for it.
+
+    Raises:
+        InputError: as `lockstep`, for two that cannot be walked through.
+    """
+    with ModelSource(reference) as a, ModelSource(candidate) as b:
+        _require_comparable(a, b)
+        takes = (*range(a.settings.layers), HEAD)
+        return tuple(sum(t.nbytes for source in (a, b) for t in source.stored(take)) for take in takes)
 
 
 def _require_comparable(a: ModelSource, b: ModelSource) -> None:

@@ -86,7 +86,7 @@ def encoder(*checkpoints: Checkpoint) -> Encoder:
         data = tokenizer_json(checkpoint)
         if data is not None:
             return _encoder(checkpoint, data)
-    hint = "give a folder that has it with --reference DIR"
+    hint = "put it beside the checkpoint; --level values needs none"
     raise InputError("tokenizer.json is missing", file=str(checkpoints[0].path), hint=hint)
 
 
@@ -108,7 +108,7 @@ def _encoder(checkpoint: Checkpoint, data: bytes) -> Encoder:
     try:
         from tokenizers import Tokenizer
     except ImportError as e:
-        hint = "pip install 'ckpttool[torch]'"
+        hint = "pip install 'ckpttool[torch]'; --level values needs none"
         raise UsageError("the tokenizers library is needed to cut text into tokens", hint=hint) from e
     source = f"{checkpoint.path}: {special_tokens.FILE}"
     try:
