@@ -59,7 +59,7 @@ def test_a_checkpoint_without_tokenizer_takes_the_others() -> None:
     openai, hf = (open_checkpoint(ROOT / name) for name in ("openai", "hf"))
     assert tokenizer_json(openai) is None
     assert encoder(openai, hf).encode("Ruth") == encoder(hf).encode("Ruth")
-    with pytest.raises(InputError, match=r"tokenizer.json is missing; .*--reference"):
+    with pytest.raises(InputError, match=r"tokenizer.json is missing; .*--level values"):
         encoder(openai, openai)
     lent = open_checkpoint(ROOT / "openai", reference=ROOT / "hf")
     assert encoder(lent).encode("Ruth") == encoder(hf).encode("Ruth")
