@@ -28,7 +28,7 @@ from test_schemas import check
 from test_target import DTYPE, EXPERTS, OUTTYPE, TO, is_legal
 
 import ckpttool
-from ckpttool import api, cli, errors, render
+from ckpttool import api, cli, cli_process, errors, render
 from ckpttool.render import bars
 from ckpttool.verifier import verify
 
@@ -268,7 +268,7 @@ def test_lossless_that_only_data_can_tell_fails_with_1(tmp_path: Path) -> None:
         (RuntimeError("\x1b[31mx"), 70, "internal"),
         (RecursionError("x"), 70, "internal"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (cli.Terminated(), 143, "interrupted"),
+        (cli_process.Terminated(), 143, "interrupted"),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, BaseException) else str(x),
 )

@@ -75,8 +75,8 @@ def outer(module: str) -> set[str]:
 def rank(module: str) -> int:
     """cli -> API -> plan, execute, inspector ... -> archs -> containers, codecs -> tensors, errors."""
     top = module.split(".")[0]
-    ranks = {"errors": 0, "tensors": 0, "containers": 1, "codecs": 1, "archs": 2, "api": 4, "render": 4}
-    ranks |= {"cli": 5, "__main__": 5}
+    ranks = {"errors": 0, "threads": 0, "tensors": 0, "containers": 1, "codecs": 1, "archs": 2, "api": 4, "render": 4}
+    ranks |= {"cli": 5, "cli_process": 5, "__main__": 5}
     return ranks.get(top, 3)
 
 

@@ -1,0 +1,87 @@
+"""How the command line begins and ends as a process: signals, errors as lines or a document, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def run(command: click.Group) -> NoReturn:
+    """Run `command` with this process' arguments; every way out has its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+    argv = sys.argv[1:]
+    try:
+        code = _ran(command, argv)
+    except BaseException as e:
+        code = _reported(e, as_json="--json" in argv, debug="--debug" in argv)
+    _settle()
+    sys.exit(code)
+
+
+def _ran(command: click.Group, argv: list[str]) -> int:
+    from ckpttool import render
+
+    try:
+        # Click returns what a command ended with: None, or the code that --help and the like ended with.
+        code = command.main(argv, prog_name="ckpttool", standalone_mode=False) or 0
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 70
+    render.flush()
+    return int(code)
+
+
+def _reported(error: BaseException, *, as_json: bool, debug: bool) -> int:
+    from ckpttool import render
+    from ckpttool.errors import CkptError
+
+    if isinstance(error, render.OutputClosed):
+        return 0
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt | click.Abort | Terminated):
+        code = 143 if isinstance(error, Terminated) else 130
+        render.show_interrupted(code, as_json)
+        return code
+    known = _known(error)
+    render.show_error(known, as_json)
+    return known.exit_code if isinstance(known, CkptError) else 70
+
+
+def _known(error: BaseException) -> BaseException:
+    """`error` as one of ours, where it is a user's or the machine's doing."""
+    from ckpttool.errors import LimitError, UsageError, os_error
+
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "ckpttool COMMAND"
+        return UsageError(error.format_message().rstrip("."), hint=f"{command} --help shows what there is")
+    if isinstance(error, MemoryError):
+        return LimitError("out of memory", hint="give a smaller --max-memory, or fewer --workers")
+    return os_error(error) if isinstance(error, OSError) else error
+
+
+def _settle() -> None:
+    """Python flushes both streams once more at its end, and would exit with 120 where that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
