@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpttool.render.charts import FONT, STEPS, svg
@@ -19,12 +19,22 @@ Grid = Sequence[Sequence[float | None]]
 
 @dataclass(frozen=True)
 class View:
-    """One value of every cell, rows first; None where there is none. A `diverging` one is coloured around 0."""
+    """One value of every cell, rows first; None where there is none.
+
+    A `diverging` one is coloured around 0; a `falling` one has the strong colours where it is small.
+    """
 
     name: str
     values: Grid
     digits: int = 2
     diverging: bool = False
+    falling: bool = False
+
+    @property
+    def ramp(self) -> list[str]:
+        """The CSS colours from the lowest value to the highest."""
+        steps = range(STEPS)[::-1] if self.falling else range(STEPS)
+        return [f"var(--{'d' if self.diverging else 's'}{n})" for n in steps]
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,11 @@ class Spreads:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """`rows` and `columns` are labels, called `row` and `column`: "layer", "expert". The first view is drawn."""
+    """`rows` and `columns` are labels, called `row` and `column`: "layer", "expert". The first view is drawn.
+
+    Cells that are `flagged` are `wrong` whatever their value, which the ramp leaves out, and say why. `blank` is the
+    colour and the word of those without a value.
+    """
 
     row: str
     rows: Sequence[str]
@@ -45,11 +59,16 @@ class HeatMap:
     columns: Sequence[str]
     views: Sequence[View]
     spreads: Spreads | None = None
+    flagged: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    wrong: str = "wrong"
+    blank: tuple[str, str] = ("none", "none")
 
 
-def ends(view: View) -> tuple[float, float]:
+def ends(view: View, flagged: Container[tuple[int, int]] = ()) -> tuple[float, float]:
     """The values at both ends of the ramp."""
-    known = [v for row in view.values for v in row if v is not None]
+    known = [
+        v for r, row in enumerate(view.values) for c, v in enumerate(row) if v is not None and (r, c) not in flagged
+    ]
     if not known:
         return 0.0, 0.0
     most = max(abs(min(known)), abs(max(known)))
@@ -61,7 +80,7 @@ def colour(value: float | None, view: View, low: float, high: float) -> str:
     if value is None:
         return "none"
     step = (STEPS - 1) // 2 if high <= low else min(STEPS - 1, int((value - low) / (high - low) * STEPS))
-    return f"var(--{'d' if view.diverging else 's'}{step})"
+    return view.ramp[step]
 
 
 def heat_map(key: str, caption: str, chart: HeatMap, tab: str | None = None) -> str:
@@ -69,13 +88,15 @@ def heat_map(key: str, caption: str, chart: HeatMap, tab: str | None = None) -> 
     chart = replace(chart, views=tuple(map(_rounded, chart.views)))  # so that page.js colours by the same numbers
     wide, high = _cell_size(chart)
     view = chart.views[0]
-    low, top = ends(view)
+    low, top = ends(view, chart.flagged)
     data: dict[str, Any] = {
         "grid": [LEFT, TOP, wide, high], "row": chart.row, "column": chart.column,
         "rows": list(chart.rows), "columns": list(chart.columns),
         "views": [
-            {"name": v.name, "digits": v.digits, "diverging": v.diverging, "values": v.values} for v in chart.views
+            {"name": v.name, "digits": v.digits, "diverging": v.diverging, "ramp": v.ramp, "values": v.values}
+            for v in chart.views
         ],
+        "flagged": {f"{r},{c}": why for (r, c), why in chart.flagged.items()}, "blank": chart.blank,
     }  # fmt: skip
     if chart.spreads:
         data |= {"spread": chart.spreads.title, "bars": chart.spreads.bars}
@@ -84,11 +105,10 @@ def heat_map(key: str, caption: str, chart: HeatMap, tab: str | None = None) -> 
         f"{view.name} from {low:.{view.digits}f} to {top:.{view.digits}f}"
     )
     drawing = svg(_spec(chart, wide, high), says)
-    ramp = "d" if view.diverging else "s"
-    swatches = "".join(f'<span class="swatch" style="background:var(--{ramp}{n})"></span>' for n in range(STEPS))
+    swatches = "".join(f'<span class="swatch" style="background:{c}"></span>' for c in view.ramp)
     legend = (
         f'<ul class="legend ramp" aria-label="Colours"><li>{_number(low, view)}</li><li>{swatches}</li>'
-        f"<li>{_number(top, view)}</li></ul>"
+        f"<li>{_number(top, view)}</li></ul>{_apart(chart)}"
     )
     choice = ""
     if len(chart.views) > 1:
@@ -102,6 +122,14 @@ def heat_map(key: str, caption: str, chart: HeatMap, tab: str | None = None) -> 
         f'aria-label="Cells; the arrow keys move between them">{drawing}</div>'
         f"{data_block(f'{key}-data', data)}</figure>"
     )
+
+
+def _apart(chart: HeatMap) -> str:
+    """The legend of cells that the ramp leaves out."""
+    empty = any(v is None for row in chart.views[0].values for v in row)
+    rows = [("var(--error)", chart.wrong)] * bool(chart.flagged) + [chart.blank] * (empty and chart.blank[0] != "none")
+    items = "".join(f'<li><span class="swatch" style="background:{c}"></span>{text(word)}</li>' for c, word in rows)
+    return f'<ul class="legend">{items}</ul>' if rows else ""
 
 
 def _number(value: float, view: View) -> str:
@@ -124,9 +152,15 @@ def _spec(chart: HeatMap, wide: int, high: int) -> dict[str, Any]:
     """Cells at whole pixels, so that page.js finds them by arithmetic."""
     width, height = wide * len(chart.columns), high * len(chart.rows)
     view = chart.views[0]
-    low, top = ends(view)
+    low, top = ends(view, chart.flagged)
+
+    def fill(at: tuple[int, int], value: float | None) -> str:
+        if at in chart.flagged:
+            return "var(--error)"
+        return chart.blank[0] if value is None else colour(value, view, low, top)
+
     cells = [
-        {"x": c * wide, "y": r * high, "c": colour(value, view, low, top)}
+        {"x": c * wide, "y": r * high, "c": fill((r, c), value)}
         for r, row in enumerate(view.values)
         for c, value in enumerate(row)
     ]

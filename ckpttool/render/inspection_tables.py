@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ckpttool.render.inspection_charts import NUMBER, colours
-from ckpttool.render.page import Cell, Column, code, table, text
+from ckpttool.render.page import Cell, Column, code, more, table, text, whole
 from ckpttool.units import size
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def format_table(report: Inspection) -> str:
     rows = [
         (
             Cell(f'<span class="swatch" style="background:{colour.get(f.format, "none")}"></span>{text(f.format)}'),
-            Cell(text(f.packing)), _count(f.weights), _count(f.parameters), Cell(f"{100 * f.share:.2f} %", f.share),
-            _count(f.nbytes), Cell(f"{f.bits_per_weight:.3f}", f.bits_per_weight),
+            Cell(text(f.packing)), whole(f.weights), whole(f.parameters), Cell(f"{100 * f.share:.2f} %", f.share),
+            whole(f.nbytes), Cell(f"{f.bits_per_weight:.3f}", f.bits_per_weight),
         )
         for f in report.summary.formats
     ]  # fmt: skip
@@ -104,7 +104,7 @@ def _odd_experts(report: Inspection) -> str:
     columns = (Column("layer"), Column("expert"), Column("weight"), Column("mean exponent", True),
                Column("from the median", True), Column("what"))  # fmt: skip
     shown = table("odd-experts", "Experts that stand out", columns, rows[:MOST_FIGURES])
-    return "<h3>Experts that stand out</h3>" + shown + _more(len(rows) - MOST_FIGURES)
+    return "<h3>Experts that stand out</h3>" + shown + more(len(rows) - MOST_FIGURES)
 
 
 def scale_table(report: Inspection) -> str:
@@ -117,9 +117,9 @@ def scale_table(report: Inspection) -> str:
     for s in scales[:MOST_FIGURES]:
         t = s.total
         counts = (t.zero_blocks, t.bytes_254, t.bytes_255, s.bias)
-        rows.append((Cell(code(s.tensor)), Cell(text(s.element)), _count(t.blocks), _figure(t.mean), _count(t.minimum),
-                     _count(t.maximum), *map(_count, counts)))  # fmt: skip
-    figures = table("scale-figures", "Scales of weights", columns, rows) + _more(len(scales) - MOST_FIGURES)
+        rows.append((Cell(code(s.tensor)), Cell(text(s.element)), whole(t.blocks), _figure(t.mean), whole(t.minimum),
+                     whole(t.maximum), *map(whole, counts)))  # fmt: skip
+    figures = table("scale-figures", "Scales of weights", columns, rows) + more(len(scales) - MOST_FIGURES)
     return f"<details><summary>Every weight's scales</summary>{figures}</details>"
 
 
@@ -143,7 +143,7 @@ def _weight(t: WeightReport) -> tuple[Cell, ...]:
     return (
         Cell(f'<div class="name">{code(t.name)}{part}</div>'),
         Cell(f'{text(t.format)}<div class="sub">{text(t.packing)}</div>'),
-        Cell(f'<span class="nowrap">{shape}</span>', float(t.parameters)), _count(t.parameters), _count(t.nbytes),
+        Cell(f'<span class="nowrap">{shape}</span>', float(t.parameters)), whole(t.parameters), whole(t.nbytes),
         Cell(f"{t.bits_per_weight:.2f}", t.bits_per_weight), Cell("".join(_stored(s, t.name) for s in t.stored)),
     )  # fmt: skip
 
@@ -183,7 +183,7 @@ def file_table(report: Inspection) -> str:
     """The files, and how each header is known again."""
     columns = (Column("file"), Column("size", True), Column("bytes", True), Column("sha256 of the header"))
     rows = [
-        (Cell(code(f.name)), Cell(size(f.nbytes), f.nbytes), _count(f.nbytes), Cell(code((f.header_sha256 or "")[:16])))
+        (Cell(code(f.name)), Cell(size(f.nbytes), f.nbytes), whole(f.nbytes), Cell(code((f.header_sha256 or "")[:16])))
         for f in report.files
     ]
     return _capped("file-table", "Files", columns, rows)
@@ -192,15 +192,7 @@ def file_table(report: Inspection) -> str:
 def _capped(
     key: str, caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, search: bool = False
 ) -> str:
-    return table(key, caption, columns, rows[:MOST_ROWS], search=search) + _more(len(rows) - MOST_ROWS)
-
-
-def _more(rows: int) -> str:
-    return f"<p>And {rows:,} more; <code>--json</code> lists them all.</p>" if rows > 0 else ""
-
-
-def _count(number: int | None) -> Cell:
-    return Cell("\u2013") if number is None else Cell(f"{number:,}".replace("-", "\u2212"), number)
+    return table(key, caption, columns, rows[:MOST_ROWS], search=search) + more(len(rows) - MOST_ROWS)
 
 
 def _figure(number: float | None) -> Cell:

@@ -33,7 +33,7 @@
   for (const chart of document.querySelectorAll(".chart:not(.map)")) {
     chart.addEventListener("pointermove", (event) => {
       const mark = event.target.closest("[aria-label]");
-      if (mark && mark.closest("svg") && mark.tagName !== "svg") show(mark.getAttribute("aria-label"), event.clientX, event.clientY);
+      if (mark && mark.closest("svg") && mark.tagName !== "svg") show(mark.getAttribute("aria-label").replaceAll("; ", "\n"), event.clientX, event.clientY);
       else hide();
     });
     chart.addEventListener("pointerleave", hide);
@@ -41,28 +41,28 @@
 
   // Heat maps: `data` holds rows, columns, and a grid of numbers for each value that can be shown.
   function number(value, view) {
-    if (value === null || value === undefined) return "none";
+    if (value === null || value === undefined) return null;
     const text = value.toFixed(view.digits).replace("-", "\u2212");
     return view.diverging && value > 0 ? `+${text}` : text;
   }
-  function range(view) {
-    const known = view.values.flat().filter((v) => v !== null);
+  function range(view, flagged) {
+    const known = view.values.flatMap((row, r) => row.filter((v, c) => v !== null && !(`${r},${c}` in flagged)));
     if (!known.length) return [0, 0];
     let low = known[0], high = known[0];
     for (const v of known) { if (v < low) low = v; if (v > high) high = v; }
     const most = Math.max(Math.abs(low), Math.abs(high));
     return view.diverging ? [-most, most] : [low, high];
   }
-  function step(value, [low, high], diverging) {
-    if (high <= low) return diverging ? 4 : STEPS - 1 >> 1;
+  function step(value, [low, high]) {
+    if (high <= low) return STEPS - 1 >> 1;
     return Math.min(STEPS - 1, Math.floor((value - low) / (high - low) * STEPS));
   }
   function legend(list, view, [low, high]) {
     const text = (value) => { const s = document.createElement("li"); s.textContent = number(value, view); return s; };
-    const swatches = Array.from({ length: STEPS }, (_, i) => {
+    const swatches = view.ramp.map((colour) => {
       const item = document.createElement("span");
       item.className = "swatch";
-      item.style.background = `var(--${view.diverging ? "d" : "s"}${i})`;
+      item.style.background = colour;
       return item;
     });
     const ramp = document.createElement("li");
@@ -85,7 +85,9 @@
       frame.setAttribute("x", x0 + column * wide);
       frame.setAttribute("y", y0 + row * high);
       frame.setAttribute("visibility", "visible");
-      const lines = data.views.map((view) => `${view.name}: ${number(view.values[row][column], view)}`);
+      const lines = data.views.map((view) => `${view.name}: ${number(view.values[row][column], view) ?? data.blank[1]}`);
+      const why = data.flagged[`${row},${column}`];
+      if (why) lines.unshift(why);
       if (data.bars?.[row][column]) lines.push(`${data.spread}:`);
       return [`${data.row} ${data.rows[row]}, ${data.column} ${data.columns[column]}`, ...lines].join("\n");
     }
@@ -114,10 +116,10 @@
     });
     select?.addEventListener("change", () => {
       const view = data.views[select.selectedIndex];
-      const ends = range(view);
+      const ends = range(view, data.flagged);
       view.values.flat().forEach((value, i) => {
-        const fill = value === null ? "none" : `var(--${view.diverging ? "d" : "s"}${step(value, ends, view.diverging)})`;
-        cells[i].setAttribute("fill", fill);
+        if (`${Math.floor(i / data.columns.length)},${i % data.columns.length}` in data.flagged) return;
+        cells[i].setAttribute("fill", value === null ? data.blank[0] : view.ramp[step(value, ends)]);
       });
       legend(figure.querySelector(".ramp"), view, ends);
     });
@@ -133,7 +135,7 @@
   }
 
   // Tables.
-  const key = (cell) => cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
+  const key = (cell, numeric) => cell.dataset.v !== undefined ? Number(cell.dataset.v) : numeric ? NaN : cell.textContent;
   const words = new Intl.Collator("en", { numeric: true });
   for (const table of document.querySelectorAll("table[data-sort]")) {
     const body = table.tBodies[0];
@@ -143,10 +145,12 @@
         const down = head.getAttribute("aria-sort") === "ascending" || (!head.hasAttribute("aria-sort") && head.classList.contains("num"));
         heads.forEach((other) => other.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const keyed = [...body.rows].map((row) => [key(row.cells[column]), row]);
-        const compare = keyed.every(([k]) => typeof k === "number") ? ([a], [b]) => a - b : ([a], [b]) => words.compare(a, b);
-        keyed.sort(down ? (a, b) => compare(b, a) : compare);
-        body.append(...keyed.map(([, row]) => row));
+        const keyed = [...body.rows].map((row) => [key(row.cells[column], head.classList.contains("num")), row]);
+        const without = keyed.filter(([k]) => Number.isNaN(k));  // numbers that are not there come last, either way
+        const known = keyed.filter(([k]) => !Number.isNaN(k));
+        const compare = known.every(([k]) => typeof k === "number") ? ([a], [b]) => a - b : ([a], [b]) => words.compare(a, b);
+        known.sort(down ? (a, b) => compare(b, a) : compare);
+        body.append(...[...known, ...without].map(([, row]) => row));
       });
     });
   }

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,37 @@ class Cell:
 
     body: str
     value: float | None = None
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """`value` with so many digits that count; a dash for None. Small and large ones have an exponent: "1.7e\u22125"."""
+    if value is None:
+        return "\u2013"
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0 or 1e-3 <= abs(value) < 10**digits - 0.5:
+        out = f"{value:.{digits}g}"
+    elif 1 <= abs(value) < 1e7:
+        out = f"{value:,.0f}"
+    else:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        out = f"{float(mantissa):g}e{int(exponent)}"
+    return out.replace("-", "\u2212")
+
+
+def figure(value: float | None, digits: int = 4) -> Cell:
+    """A figure, sorted as such."""
+    return Cell(number(value, digits), value if value is not None and math.isfinite(value) else None)
+
+
+def whole(value: int | None) -> Cell:
+    """A whole number in full, a dash for None."""
+    return Cell("\u2013") if value is None else Cell(f"{value:,}".replace("-", "\u2212"), value)
+
+
+def more(rows: int) -> str:
+    """What stands below a table that leaves `rows` out."""
+    return f"<p>And {rows:,} more; <code>--json</code> lists them all.</p>" if rows > 0 else ""
 
 
 def page(title: str, lede: str, sections: Sequence[Section]) -> str:
@@ -128,10 +160,11 @@ def facts(groups: Iterable[tuple[str, Sequence[tuple[str, str]]]]) -> str:
 
 
 def table(
-    key: str, caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, search: bool = False
-) -> str:
-    """A table that can be sorted by every column where it is long enough to, and with `search` be searched."""
-    sortable = len(rows) > 3
+    key: str, caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]],
+    *, search: bool = False, sort: bool = True,
+) -> str:  # fmt: skip
+    """A table; with `search` it can be searched, and unless its rows are no list sorted where it is long enough to."""
+    sortable = sort and len(rows) > 3
     heads = "".join(_head(c, sortable) for c in columns)
     body = "".join(f"<tr>{''.join(_cell(n, c, columns[n]) for n, c in enumerate(row))}</tr>\n" for row in rows)
     out = (
