@@ -1,7 +1,7 @@
 """The Triton codecs are the reference, bit for bit: natively where there is a GPU, otherwise in Triton's interpreter.
 
-The interpreter must be asked for before the kernels are first imported. It runs the same kernels but for three
-operations on pairs of BF16, which are spelled out there; what only a GPU can show is in tests/gpu.
+The interpreter must be asked for before the kernels are first imported. It runs the same kernels but for
+a few operations that are single instructions, which are spelled out there; what only a GPU can show is in tests/gpu.
 """
 
 from __future__ import annotations
@@ -166,23 +166,55 @@ def test_structs_wherever_they_start(blocks: int, skip: int, rng: np.random.Gene
     np.testing.assert_array_equal(values.cpu().numpy().view(np.uint16), decoded)
 
 
+def check_columns(
+    bits: NDArray[Any], dtype: str, recipe: str, packing: Packing, experts: int, separate: bool = True, spare: int = 0
+) -> None:
+    """Rows [R, p, K] as columns of `experts`, in a matrix with `spare` columns more, through the kernel."""
+    rows, parts, k = bits.shape
+    n = rows * parts // experts
+    columns = np.zeros((experts, k, n + spare), bits.dtype)
+    columns[:, :, :n] = bits.reshape(experts, n, k).swapaxes(1, 2)
+    blocks, scales = empty(rows, parts, k // 32, packing, separate)
+    gpu.quantize_columns(on_device(columns)[:, :, :n], dtype, RECIPES[recipe], packing, blocks, scales)
+    expected = reference_rows(bits, dtype, RECIPES[recipe], packing)
+    for made, wanted in zip(numpy_of(blocks, scales), expected, strict=True):
+        np.testing.assert_array_equal(made, wanted)
+
+
 @pytest.mark.parametrize("packing", [Packing.pair, Packing.ggml])
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_columns(dtype: str, parts: int, packing: Packing, rng: np.random.Generator) -> None:
-    """Experts at once, tiles that are not full, gate and up in turn; the slab is part of a larger matrix."""
+    """Experts at once, programs that are not full or share blocks, gate and up in turn; part of a larger matrix."""
     experts, groups, rows = 2, 5, 34 // parts
     bits = hard_bits(rng, experts * rows * parts * groups, dtype).reshape(experts * rows, parts, groups * 32)
-    columns = np.zeros((experts, groups * 32, rows * parts + 4), bits.dtype)
-    by_expert = bits.reshape(experts, rows * parts, groups * 32)
-    columns[:, :, : rows * parts] = by_expert.swapaxes(1, 2)
-    slab = on_device(columns)[:, :, : rows * parts]
-    for recipe in ("best", "llama.cpp"):
-        blocks, scales = empty(experts * rows, parts, groups, packing, True)
-        gpu.quantize_columns(slab, dtype, RECIPES[recipe], packing, blocks, scales)
-        expected = reference_rows(bits, dtype, RECIPES[recipe], packing)
-        for made, wanted in zip(numpy_of(blocks, scales), expected, strict=True):
-            np.testing.assert_array_equal(made, wanted)
+    for recipe in ("ocp" if dtype == "BF16" else "best", "llama.cpp"):
+        check_columns(bits, dtype, recipe, packing, experts, spare=4)
+
+
+@pytest.mark.parametrize("packing", [Packing.pair, Packing.ggml])
+@pytest.mark.parametrize(("groups", "rows"), [(3, 2), (4, 32)])
+def test_columns_that_fill_programs(packing: Packing, groups: int, rows: int, rng: np.random.Generator) -> None:
+    """And fewer than four blocks along K."""
+    bits = hard_bits(rng, rows * 2 * groups, "BF16").reshape(rows, 2, groups * 32)
+    check_columns(bits, "BF16", "best", packing, 1, separate=False)
+
+
+@pytest.mark.parametrize("row", [68, 71])
+def test_columns_write_only_their_structs(row: int, rng: np.random.Generator) -> None:
+    """From any byte of a word on, with bytes of others before, between and behind."""
+    bits = hard_bits(rng, 6 * 4, "BF16").reshape(6, 1, 128)
+    for skip in range(4):
+        whole = torch.full((skip + 6 * row,), 0xAB, dtype=torch.uint8, device=DEVICE)
+        structs = whole[skip:].view(6, 1, row)[..., :68].unflatten(-1, (4, 17))
+        source = on_device(bits[:, 0].T.copy())
+        gpu.quantize_columns(source, "BF16", RECIPES["ocp"], Packing.ggml, structs[..., 1:], structs[..., 0])
+        codes, scales = reference_rows(bits, "BF16", RECIPES["ocp"], Packing.ggml)
+        wanted = np.full((6, row), 0xAB, np.uint8)
+        wanted[:, :68] = np.concatenate([scales[..., None], codes], -1).reshape(6, 68)
+        made = whole.cpu().numpy()
+        np.testing.assert_array_equal(made[:skip], 0xAB)
+        np.testing.assert_array_equal(made[skip:].reshape(6, row), wanted)
 
 
 @pytest.mark.parametrize(("n", "width", "skip"), [(3, 3, 0), (4, 5, 0), (4, 4, 1)])
@@ -279,13 +311,13 @@ def test_repack_there_and_back(separate: bool, rng: np.random.Generator) -> None
 
 def test_the_first_bad_block_is_named_whatever_its_kind() -> None:
     """In row-major order of [R, p, G], also where parts lie apart; as the compiled CPU kernels do."""
-    bits = np.zeros((4, 2, 64), np.uint16)
+    bits = np.zeros((4, 2, 160), np.uint16)
     bits[3, 0, 5], bits[2, 1, 40], bits[2, 1, 63] = 0x7FC0, 0x7F80, 0xFFC0
-    blocks, scales = empty(4, 2, 2, Packing.pair, True)
+    blocks, scales = empty(4, 2, 5, Packing.pair, True)
     with pytest.raises(gpu.BadBlock) as caught:
         gpu.quantize_rows(on_device(bits), "BF16", RECIPES["ocp"], Packing.pair, blocks, scales)
     assert (caught.value.kind, caught.value.index) == ("nan", (2, 1, 1))
-    columns = on_device(bits.reshape(2, 4, 64).swapaxes(1, 2))
+    columns = on_device(bits.reshape(2, 4, 160).swapaxes(1, 2))
     with pytest.raises(gpu.BadBlock) as caught:
         gpu.quantize_columns(columns, "BF16", RECIPES["ocp"], Packing.pair, blocks, scales)
     assert (caught.value.kind, caught.value.index) == ("nan", (2, 1, 1))

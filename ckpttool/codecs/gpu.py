@@ -66,9 +66,12 @@ REPACK: Final = {PAIR: (256, 2), GGML: (256, 4)}
 """Blocks that a program of the row kernels works on, and its warps, by packing (of the target, for repack): measured on
 an H200, see tests/bench/gpu_kernels.py. A thread has one block, or a few."""
 
-QUANTIZE_COLUMNS: Final = {PAIR: (4, 32, 4), GGML: (4, 32, 4)}
+QUANTIZE_COLUMNS: Final = {PAIR: (64, 2), GGML: (128, 4)}
+"""Words along N that a program works on, four blocks along K each, and its warps: best of those tried on an H200. A
+thread has one word."""
+
 DEQUANTIZE_COLUMNS: Final = {PAIR: (4, 64, 8), GGML: (2, 64, 4)}
-"""Blocks along K, and words along N, that a program of the column kernels works on, and its warps."""
+"""Blocks along K, and words along N, that a program works on, and its warps."""
 
 
 def unsupported(device: torch.device) -> str | None:
@@ -236,7 +239,7 @@ def _require_exact(out_dtype: str) -> None:
     _require(out_dtype in ("BF16", "F32"), f"MXFP4 decodes to BF16 or F32, value for value, not to {out_dtype}")
 
 
-def _tiles(groups: int, words: int, experts: int, tile: tuple[int, int, int]) -> tuple[int, int, int]:
+def _tiles(groups: int, words: int, experts: int, tile: tuple[int, int]) -> tuple[int, int, int]:
     return -(-groups // tile[0]), -(-words // tile[1]), experts
 
 
@@ -291,24 +294,26 @@ def quantize_columns(
 ) -> None:  # fmt: skip
     """MXFP4 by `recipe` of columns `x` [K, N] or [E, K, N]: transposed and de-interleaved on the way.
 
-    Errors as `quantize_rows`. Lines that are no whole words of 4 bytes are transposed in memory first.
+    Errors as `quantize_rows`. Lines that are no whole words of 4 bytes, and fewer than four blocks along K, are
+    transposed in memory first.
     """
     parts = blocks.shape[1] if blocks.dim() == 4 else 0
     cube, shape = _columns("x", x, dtype, parts)
     b, s = _mxfp4(blocks, scales, packing, shape)
     lines = _lines(cube, dtype)
-    if lines is None:
+    if lines is None or shape[2] < 128:
         rows = cube.transpose(1, 2).contiguous().view(shape)
         return quantize_rows(rows, dtype, recipe, packing, blocks, scales, status)
     with _on_device(x, blocks, scales):
         note = new_status(x.device) if status is None else status
         experts, k, n = cube.shape
-        tile = QUANTIZE_COLUMNS[packing]
+        words = n * ITEMSIZE[dtype] // 4
+        lanes, warps = QUANTIZE_COLUMNS[packing]
         if cube.numel():
-            gpu_columns.quantize_columns[_tiles(k // 32, n * ITEMSIZE[dtype] // 4, experts, tile)](
-                lines[0], b.tensor, s.tensor, note, k // 32, n, *lines[1:], *_strides(b, s), SOURCE=_DTYPES[dtype],
-                **_how(recipe), GGML=packing is Packing.ggml, PARTS=parts, GROUPS=tile[0], WORDS=tile[1],
-                num_warps=tile[2],
+            gpu_columns.quantize_columns[_tiles(k // 32, words, experts, (4, lanes))](
+                lines[0], b.tensor, s.tensor, note, k // 32, n, lines[1], b.part, s.part, SOURCE=_DTYPES[dtype],
+                **_how(recipe), GGML=packing is Packing.ggml, PARTS=parts, LINE=lines[2], BLOCK_ROW=b.row,
+                SCALE_ROW=s.row, WORDS=lanes, WHOLE=words % lanes == 0, num_warps=warps,
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)
@@ -363,10 +368,10 @@ def dequantize_columns(
         note = new_status(out.device) if status is None else status
         tile = DEQUANTIZE_COLUMNS[packing]
         if cube.numel():
-            gpu_columns.dequantize_columns[_tiles(k // 32, n // 2, experts, tile)](
-                b.tensor, s.tensor, lines[0], note, k // 32, n, *lines[1:], *_strides(b, s),
-                TARGET=_DTYPES[out_dtype], GGML=packing is Packing.ggml, PARTS=parts, GROUPS=tile[0], WORDS=tile[1],
-                num_warps=tile[2],
+            gpu_columns.dequantize_columns[_tiles(k // 32, n // 2, experts, tile[:2])](
+                b.tensor, s.tensor, lines[0], note, k // 32, n, lines[1], *_strides(b, s),
+                TARGET=_DTYPES[out_dtype], GGML=packing is Packing.ggml, PARTS=parts, LINE=lines[2], GROUPS=tile[0],
+                WORDS=tile[1], num_warps=tile[2],
             )  # fmt: skip
         if status is None:
             raise_bad(note, shape[1], shape[2] // 32)

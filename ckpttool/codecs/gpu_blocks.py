@@ -23,18 +23,22 @@ from ckpttool.codecs.gpu_lanes import (
     RCEIL,
     TO_ZERO,
     bytes_of,
+    chosen,
     constant,
     constexpr_function,
+    halves,
     jit,
     pair_code,
     pair_fma,
-    pair_max,
-    pair_min,
+    pair_fma_or_zero,
+    pair_magnitude,
+    pair_max_signed,
+    pair_min_signed,
     pair_of,
     pair_scaled,
-    signed,
     single_code,
     single_scaled,
+    single_signed,
 )
 
 _INF = constant(0x7F800000)
@@ -93,28 +97,36 @@ def single_of(word, SOURCE: tl.constexpr, HALF: tl.constexpr):
 @jit
 def pair_loss(a):
     """max(distance to the nearest integer, 1/4) of a capped at 2: adding 192, where pairs count ones, rounds to it."""
-    capped = pair_min(a, pair_of(0x4000))
-    moved = pair_fma(capped, pair_of(0x3F80), pair_of(0x4340))
-    nearest = pair_fma(moved, pair_of(0x3F80), pair_of(0xC340))
-    distance = pair_fma(nearest, pair_of(0xBF80), capped) & 0x7FFF7FFF
-    return pair_max(distance, pair_of(0x3E80))
+    one = pair_of(0x3F80)
+    capped = pair_min_signed(a, pair_of(0x4000))
+    moved = pair_fma(capped, one, pair_of(0x4340))
+    nearest = pair_fma(moved, one, pair_of(0xC340))
+    distance = pair_fma(nearest, pair_of(0xBF80), capped)
+    over = pair_fma_or_zero(pair_of(0xBE80), one, pair_magnitude(distance))
+    return pair_fma(over, one, pair_of(0x3E80))
 
 
 @jit
 def saved_by_pairs(words, N: tl.constexpr, low_scale, high_scale):
     """What the next scale saves in the `N` words of blocks, in units of 2^-9: of the low halves, of the high halves.
 
-    Sums run over both halves at once. They start N constants below zero, modulo 2^32, and end non-negative in either
-    half. Losses count 2^-9; gains count 2^-5, times four.
+    Losses are added as integers of 2^-9, both halves at once: the sum starts N constants below zero, modulo 2^32, and
+    ends non-negative in either half. Gains are numbers, at most 31 times 2^-5; pairs add eight of them exactly.
     """
     loss = words[0] * 0 + (-0x3E803E80 * N) % 2**32
-    gain = words[0] * 0 + (-0x40E040E0 * N) % 2**32
-    for i in tl.static_range(N):
-        a = pair_scaled(words[i] & 0x7FFF7FFF, low_scale, high_scale)
-        loss += pair_loss(a)
-        gain += pair_max(a, pair_of(0x40E0))
-    low = (gain & 0xFFFF).to(tl.int32) * 64 - (loss & 0xFFFF).to(tl.int32)
-    high = (gain >> 16).to(tl.int32) * 64 - (loss >> 16).to(tl.int32)
+    low_gain, high_gain = halves(words[0] * 0)
+    for i in tl.static_range(0, N, 8):
+        gain = words[0] * 0
+        for j in tl.static_range(8):
+            a = pair_scaled(words[i + j], low_scale, high_scale)
+            loss += pair_loss(a)
+            more = pair_fma_or_zero(pair_of(0xC0E0), pair_of(0x3F80), pair_magnitude(a))
+            gain = pair_fma(more, pair_of(0x3F80), gain)
+        low, high = halves(gain)
+        low_gain += low
+        high_gain += high
+    low = (low_gain * 2048.0).to(tl.int32) - (loss & 0xFFFF).to(tl.int32)
+    high = (high_gain * 2048.0).to(tl.int32) - (loss >> 16).to(tl.int32)
     return low, high
 
 
@@ -144,19 +156,18 @@ def next_scale(scale, saved):
 @jit
 def highest_pair(words, N: tl.constexpr):
     """The larger magnitudes of the halves of `N` words."""
-    highest = words[0] & 0x7FFF7FFF
+    highest = words[0]
     for i in tl.static_range(1, N):
-        highest = pair_max(highest, words[i] & 0x7FFF7FFF)
-    return highest
+        highest = pair_max_signed(highest, words[i])
+    return highest & 0x7FFF7FFF
 
 
 @jit
 def codes_of_pairs(words, N: tl.constexpr, low_scale, high_scale, KEEPS: tl.constexpr):
-    """Codes of `N` words at bits 0 and 16, ties to even."""
+    """Codes of `N` words at bits 12 and 28, ties to even; other bits are anything."""
     codes = ()
     for i in tl.static_range(N):
-        a = pair_scaled(words[i] & 0x7FFF7FFF, low_scale, high_scale)
-        codes = codes + (signed(pair_code(a), words[i] >> 12, KEEPS, 0x10001),)
+        codes = codes + (pair_code(pair_scaled(words[i], low_scale, high_scale), KEEPS),)
     return codes
 
 
@@ -172,7 +183,7 @@ def codes_of_singles(singles, RULE: tl.constexpr, TIES: tl.constexpr, KEEPS: tl.
     codes = ()
     for i in tl.static_range(32):
         code = single_code(single_scaled(singles[i], scale), TIES)
-        codes = codes + (signed(code, singles[i] >> 28, KEEPS, 1),)
+        codes = codes + (single_signed(code, singles[i], KEEPS),)
     return codes, scale, amax
 
 
@@ -194,24 +205,24 @@ def scale_byte(amax, RULE: tl.constexpr):
 
 
 @jit
-def four_nibbles(codes, nibble: tl.constexpr, GGML: tl.constexpr):
-    """Four of the 32 codes of a block as neighbouring nibbles, at bit 0 and, of codes that have some there, bit 16."""
-    result = codes[element_of(nibble, GGML)]
-    for i in tl.static_range(1, 4):
-        result |= codes[element_of(nibble + i, GGML)] << (4 * i)
-    return result
+def two_nibbles(low, high):
+    """The nibbles at bits 12 and 28 of two words as bytes at bits 8 and 24; what is below them means nothing."""
+    return chosen(high, low >> 4, 0xF000F000)
 
 
 @jit
 def words_of_columns(codes, GGML: tl.constexpr):
-    """Packed words of 32 codes of two blocks, at bits 0 and at bits 16."""
+    """Packed words of the blocks of two columns, from the 32 codes of both at bits 12 and at bits 28."""
+    pairs = ()
+    for i in tl.static_range(16):
+        pairs = pairs + (two_nibbles(codes[element_of(2 * i, GGML)], codes[element_of(2 * i + 1, GGML)]),)
     low = ()
     high = ()
     for j in tl.static_range(4):
-        a = four_nibbles(codes, 8 * j, GGML)
-        b = four_nibbles(codes, 8 * j + 4, GGML)
-        low = low + (bytes_of(a, b, 0x5410),)
-        high = high + (bytes_of(a, b, 0x7632),)
+        even = bytes_of(pairs[4 * j], pairs[4 * j + 1], 0x7351)
+        odd = bytes_of(pairs[4 * j + 2], pairs[4 * j + 3], 0x7351)
+        low = low + (bytes_of(even, odd, 0x5410),)
+        high = high + (bytes_of(even, odd, 0x7632),)
     return low, high
 
 
@@ -220,31 +231,35 @@ def words_of_singles(codes, GGML: tl.constexpr):
     """Packed words of 32 codes at bit 0."""
     words = ()
     for j in tl.static_range(4):
-        word = four_nibbles(codes, 8 * j, GGML) | (four_nibbles(codes, 8 * j + 4, GGML) << 16)
+        word = codes[element_of(8 * j, GGML)]
+        for i in tl.static_range(1, 8):
+            word |= codes[element_of(8 * j + i, GGML)] << (4 * i)
         words = words + (word,)
     return words
 
 
 @jit
-def words_of_row(v, GGML: tl.constexpr):
-    """Packed words of 16 tensors with the codes of elements 2w at bit 0 and 2w + 1 at bit 16."""
+def words_of_row(codes, GGML: tl.constexpr):
+    """Packed words of 16 words with the codes of elements 2w at bit 12 and 2w + 1 at bit 28."""
     words = ()
     for j in tl.static_range(4):
         if GGML:
-            even = v[2 * j] | (v[2 * j + 8] << 4)
-            odd = v[2 * j + 1] | (v[2 * j + 9] << 4)
-            word = bytes_of(even, odd, 0x6420)
+            first = two_nibbles(codes[2 * j], codes[2 * j + 8])
+            second = two_nibbles(codes[2 * j + 1], codes[2 * j + 9])
+            word = bytes_of(first, second, 0x7531)
         else:
-            low = v[4 * j] | (v[4 * j + 1] << 8)
-            high = v[4 * j + 2] | (v[4 * j + 3] << 8)
-            word = bytes_of(low | (low >> 12), high | (high >> 12), 0x5410)
+            first = bytes_of(codes[4 * j], codes[4 * j + 1], 0x7351)
+            second = bytes_of(codes[4 * j + 2], codes[4 * j + 3], 0x7351)
+            even = bytes_of(first, second, 0x5410)
+            odd = bytes_of(first, second, 0x7632)
+            word = chosen(odd, even >> 4, 0xF0F0F0F0)
         words = words + (word,)
     return words
 
 
 @jit
 def row_of_words(words, GGML: tl.constexpr):
-    """Undo `words_of_row`, with other bits between the codes."""
+    """Words with the codes of elements 2w at bit 0 and 2w + 1 at bit 16, and others between: of a packed block."""
     v = ()
     for w in tl.static_range(16):
         if GGML:

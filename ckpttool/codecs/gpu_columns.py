@@ -2,8 +2,8 @@
 
 A word is 32 bits of one line of a matrix: two neighbouring columns, or one of float32. A lane is a block of those
 columns, in 32 tensors, one for each line, so that maxima and packing are arithmetic between registers, for two columns
-at once. Column n is row n // PARTS of part n % PARTS; `line`, the distance of lines, is in words, other strides are
-bytes.
+at once. Column n is row n // PARTS of part n % PARTS. LINE, the distance of lines, is in words, other strides are in
+bytes. Distances within a tile are known when a kernel is compiled: they become offsets in instructions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ckpttool.codecs.gpu_blocks import (
     codes_of_pairs,
     codes_of_singles,
     element_of,
+    first_bad,
     highest_pair,
     next_scale,
     report_bad,
@@ -24,112 +25,183 @@ from ckpttool.codecs.gpu_blocks import (
     words_of_columns,
     words_of_singles,
 )
-from ckpttool.codecs.gpu_lanes import BEST, BF16, F32, TO_EVEN, bytes_of, decoded, jit, scale_value
+from ckpttool.codecs.gpu_lanes import (
+    BEST,
+    BF16,
+    F32,
+    TO_EVEN,
+    bytes_by,
+    bytes_of,
+    constexpr_function,
+    decoded,
+    jit,
+    scale_value,
+)
 
 
 @jit
-def load_lines(x, g0, groups, w0, n_words, line, GROUPS: tl.constexpr, WORDS: tl.constexpr):
-    """The 32 lines of a tile of GROUPS blocks by WORDS words, as tensors [GROUPS, WORDS]; zeros outside."""
-    g = g0 + tl.arange(0, GROUPS)
-    w = w0 + tl.arange(0, WORDS)
-    at = x.to(tl.pointer_type(tl.uint32)) + g.to(tl.int64)[:, None] * (line * 32) + w[None, :]
-    inside = (g < groups)[:, None] & (w < n_words)[None, :]
-    lines = ()
-    for k in tl.static_range(32):
-        lines = lines + (tl.load(at + k * line, mask=inside, other=0),)
-    return lines
-
-
-@jit
-def row_places(base, n0, columns, expert, row, part, step: tl.constexpr, PARTS: tl.constexpr, WORDS: tl.constexpr):
-    """Addresses of the rows of columns n0, n0 + step ..., and the flat numbers of these rows in [R, p].
+def row_places(base, n0, lane, columns, expert, row, part, step: tl.constexpr, PARTS: tl.constexpr):
+    """Addresses of the rows of columns n0 + lane * step.
 
     Where all of them are of one part, what differs between lanes fits 32 bits.
     """
-    lane = tl.arange(0, WORDS)
     if step % PARTS == 0:
         first = expert * (columns // PARTS) + n0 // PARTS
         at = base + first.to(tl.int64) * row + (n0 % PARTS).to(tl.int64) * part
-        return at + lane * (step // PARTS * row), expert * columns + n0 + lane * step
+        return at + lane * (step // PARTS * row)
     n = n0 + lane * step
     rows = expert * (columns // PARTS) + n // PARTS
-    return base + rows.to(tl.int64) * row + (n % PARTS).to(tl.int64) * part, expert * columns + n
+    return base + rows.to(tl.int64) * row + (n % PARTS).to(tl.int64) * part
 
 
 @jit
-def row_runs(words):
-    """Four words [GROUPS, WORDS] of blocks as [WORDS, GROUPS * 4]: what a row has in one piece."""
-    a, b, c, d = words
-    both = tl.join(tl.join(a, c), tl.join(b, d)).permute(1, 0, 2, 3)
-    return both.reshape(a.shape[1], a.shape[0] * 4)
-
-
-@jit
-def store_columns(
-    blocks, scales, status, words, scale, amax, g0, groups, n0, step: tl.constexpr, columns, expert, block_row,
-    block_part, scale_row, scale_part, RULE: tl.constexpr, TIES: tl.constexpr, GGML: tl.constexpr,
-    PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
-):  # fmt: skip
-    """Write blocks of columns n0, n0 + step ...; four words, scale bytes and maxima are [GROUPS, WORDS]."""
-    n = n0 + tl.arange(0, WORDS) * step
-    g = g0 + tl.arange(0, GROUPS)
-    inside = (n < columns)[:, None] & (g < groups)[None, :]
-    to_scale, flat = row_places(scales, n0, columns, expert, scale_row, scale_part, step, PARTS, WORDS)
-    report_bad(status, flat[None, :] * groups + g[:, None], amax, tl.trans(inside), RULE, TIES)
-    unit: tl.constexpr = 17 if GGML else 1
-    tl.store(to_scale[:, None] + g[None, :] * unit, tl.trans(scale).to(tl.uint8), mask=inside)
-    runs = row_runs(words)
-    if GGML:
-        byte = tl.arange(0, GROUPS * 16)
-        group = g0 + byte // 16
-        spread = tl.join(tl.join(runs, runs >> 16), tl.join(runs >> 8, runs >> 24)).reshape(WORDS, GROUPS * 16)
-        at = to_scale[:, None] + (group * 17 + 1 + byte % 16)[None, :]
-        tl.store(at, spread.to(tl.uint8), mask=(n < columns)[:, None] & (group < groups)[None, :])
-    else:
-        word = tl.arange(0, GROUPS * 4)
-        to_block, _ = row_places(blocks, n0, columns, expert, block_row, block_part, step, PARTS, WORDS)
-        at = to_block.to(tl.pointer_type(tl.uint32))[:, None] + (g0 * 4 + word)[None, :]
-        tl.store(at, runs, mask=(n < columns)[:, None] & (g0 + word // 4 < groups)[None, :])
-
-
-@jit
-def quantize_columns(
-    x, blocks, scales, status, groups, columns, x_expert, line, block_row, block_part, scale_row, scale_part,
-    SOURCE: tl.constexpr, RULE: tl.constexpr, TIES: tl.constexpr, KEEPS: tl.constexpr, GGML: tl.constexpr,
-    PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
-):  # fmt: skip
-    """A tile of one expert; see `gpu.quantize_columns`. Packed bytes change places, so that rows get runs of blocks."""
-    g0 = tl.program_id(0) * GROUPS
-    w0 = tl.program_id(1) * WORDS
-    expert = tl.program_id(2)
-    per_word: tl.constexpr = 1 if SOURCE == F32 else 2
-    n0 = w0 * per_word
-    lines = load_lines(x + expert.to(tl.int64) * x_expert, g0, groups, w0, columns // per_word, line, GROUPS, WORDS)
+def quantized(lines, SOURCE: tl.constexpr, RULE: tl.constexpr, TIES: tl.constexpr, KEEPS: tl.constexpr,
+              GGML: tl.constexpr):  # fmt: skip
+    """The blocks of the columns of a word, from its 32 lines: words, scale bytes, F32 bits of maxima."""
     if SOURCE == BF16 and TIES == TO_EVEN:
         highest = highest_pair(lines, 32)
-        low_scale, high_scale = scale_byte(highest << 16, RULE), scale_byte(highest & 0x7FFF0000, RULE)
+        low_max, high_max = highest << 16, highest & 0x7FFF0000
+        low_scale, high_scale = scale_byte(low_max, RULE), scale_byte(high_max, RULE)
         if RULE == BEST:
             low_saved, high_saved = saved_by_pairs(lines, 32, low_scale, high_scale)
             low_scale, high_scale = next_scale(low_scale, low_saved), next_scale(high_scale, high_saved)
         low, high = words_of_columns(codes_of_pairs(lines, 32, low_scale, high_scale, KEEPS), GGML)
-        store_columns(
-            blocks, scales, status, low, low_scale, highest << 16, g0, groups, n0, 2, columns, expert, block_row,
-            block_part, scale_row, scale_part, RULE, TIES, GGML, PARTS, GROUPS, WORDS,
-        )  # fmt: skip
-        store_columns(
-            blocks, scales, status, high, high_scale, highest & 0x7FFF0000, g0, groups, n0 + 1, 2, columns, expert,
-            block_row, block_part, scale_row, scale_part, RULE, TIES, GGML, PARTS, GROUPS, WORDS,
-        )  # fmt: skip
-    else:
-        for half in tl.static_range(per_word):
-            singles = ()
-            for k in tl.static_range(32):
-                singles = singles + (single_of(lines[k], SOURCE, half),)
-            codes, scale, amax = codes_of_singles(singles, RULE, TIES, KEEPS)
-            store_columns(
-                blocks, scales, status, words_of_singles(codes, GGML), scale, amax, g0, groups, n0 + half, per_word,
-                columns, expert, block_row, block_part, scale_row, scale_part, RULE, TIES, GGML, PARTS, GROUPS, WORDS,
-            )  # fmt: skip
+        return (low, high), (low_scale, high_scale), (low_max, high_max)
+    words = ()
+    scales = ()
+    maxima = ()
+    for half in tl.static_range(1 if SOURCE == F32 else 2):
+        singles = ()
+        for k in tl.static_range(32):
+            singles = singles + (single_of(lines[k], SOURCE, half),)
+        codes, scale, amax = codes_of_singles(singles, RULE, TIES, KEEPS)
+        words = words + (words_of_singles(codes, GGML),)
+        scales = scales + (scale,)
+        maxima = maxima + (amax,)
+    return words, scales, maxima
+
+
+@constexpr_function
+def end_and_scale(b: int) -> int:
+    """For `bytes_of`: the last `b` bytes of the first word, then byte `b` of the second."""
+    return sum((4 - b + i if i < b else 4 + b) << (4 * i) for i in range(4))
+
+
+@constexpr_function
+def start_and_more(b: int) -> int:
+    """For `bytes_of`: the first `b` + 1 bytes of the first word, then those of the second."""
+    return sum((i if i <= b else 3 - b + i) << (4 * i) for i in range(4))
+
+
+@jit
+def four_structs(words, scales):
+    """The 17 words that four structs fill, from the 16 words of their blocks and a word of scale bytes.
+
+    Struct b starts b bytes into word 4 b, behind the end of the one before; each of its words, b + 1 bytes into a word.
+    """
+    run = ()
+    for b in tl.static_range(4):
+        end = bytes_of(words[max(4 * b - 1, 0)], scales, end_and_scale(b))
+        run = run + (bytes_of(end, words[4 * b], start_and_more(b)),)
+        for j in tl.static_range(1, 4):
+            run = run + (bytes_of(words[4 * b + j - 1], words[4 * b + j], 0x6543 - 0x1111 * b),)
+    return run + (words[15],)
+
+
+@jit
+def sixteen(v):
+    """16 tensors as [.., 16]."""
+    rows = ()
+    for i in tl.static_range(4):
+        rows = rows + (tl.join(tl.join(v[i], v[i + 8]), tl.join(v[i + 4], v[i + 12])),)
+    return tl.join(tl.join(rows[0], rows[2]), tl.join(rows[1], rows[3])).reshape(v[0].shape[0], 16)
+
+
+@jit
+def store_words(at, words):
+    """Write 16 words from each address on. Here words change threads, so that neighbours write what is contiguous."""
+    tl.store(at.to(tl.pointer_type(tl.uint32))[:, None] + tl.arange(0, 16)[None, :], sixteen(words))
+
+
+@jit
+def store_structs(structs, words, scales):
+    """Write four structs from each address on, which is anywhere in a word: they fill 68 bytes.
+
+    If that is `skip` bytes in, 16 words are filled by 17, each by the end of one and the start of the next; and what
+    the last one and the first one have left are the bytes of a 17th, 4 - skip of them before the 16, the others behind.
+    """
+    skip = (structs.to(tl.int64) & 3).to(tl.int32)
+    order = (0x7654 - 0x1111 * skip).to(tl.uint32)
+    first = structs - skip
+    run = four_structs(words, scales)
+    moved = ()
+    for i in tl.static_range(16):
+        moved = moved + (bytes_by(run[i], run[i + 1], order),)
+    store_words(first + 4, moved)
+    byte = tl.arange(0, 4)[None, :]
+    rest = (bytes_by(run[16], run[0], order)[:, None] >> (8 * byte)).to(tl.uint8)
+    tl.store(first[:, None] + byte, rest, mask=byte >= skip[:, None])
+    tl.store(first[:, None] + 68 + byte, rest, mask=byte < skip[:, None])
+
+
+@jit
+def store_pairs(blocks, scales, words, bytes4):
+    """Write four blocks of pair packing from each address on, and their scale bytes."""
+    store_words(blocks, words)
+    byte = tl.arange(0, 4)[None, :]
+    tl.store(scales[:, None] + byte, (bytes4[:, None] >> (8 * byte)).to(tl.uint8))
+
+
+@jit
+def quantize_columns(
+    x, blocks, scales, status, groups, columns, x_expert, block_part, scale_part,
+    SOURCE: tl.constexpr, RULE: tl.constexpr, TIES: tl.constexpr, KEEPS: tl.constexpr, GGML: tl.constexpr,
+    PARTS: tl.constexpr, LINE: tl.constexpr, BLOCK_ROW: tl.constexpr, SCALE_ROW: tl.constexpr, WORDS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Four blocks, one after the other, of the columns of WORDS words of one expert; see `gpu.quantize_columns`.
+
+    WHOLE: words divide among programs. Nothing is masked: otherwise lanes past the last word work on that one too, and
+    the last program along K on the last four blocks, whichever others have. All write the same there.
+    """
+    g0 = tl.minimum(tl.program_id(0) * 4, groups - 4)
+    w0 = tl.program_id(1) * WORDS
+    expert = tl.program_id(2)
+    per_word: tl.constexpr = 1 if SOURCE == F32 else 2
+    lane = tl.arange(0, WORDS)
+    if not WHOLE:
+        lane = tl.minimum(lane, columns // per_word - 1 - w0)
+    at = (x + expert.to(tl.int64) * x_expert).to(tl.pointer_type(tl.uint32)) + g0.to(tl.int64) * (32 * LINE)
+    at += w0 + lane
+    flat = (expert * columns + (w0 + lane) * per_word) * groups + g0
+    none = lane.to(tl.uint32) * 0
+    four = none, none, none, none
+    first = four + four + four + four
+    second = first
+    first_scales = none
+    second_scales = none
+    for g in range(4):
+        lines = ()
+        for k in tl.static_range(32):
+            lines = lines + (tl.load(at + k * LINE),)
+        at += 32 * LINE
+        words, scale, amax = quantized(lines, SOURCE, RULE, TIES, KEEPS, GGML)
+        first = first[4:] + words[0]
+        second = second[4:] + words[per_word - 1]
+        first_scales = (first_scales >> 8) | (scale[0].to(tl.uint32) << 24)
+        second_scales = (second_scales >> 8) | (scale[per_word - 1].to(tl.uint32) << 24)
+        if tl.max(tl.maximum(amax[0], amax[per_word - 1])) >= first_bad(RULE, TIES):
+            for half in tl.static_range(per_word):
+                report_bad(status, flat + half * groups + g, amax[half], lane >= 0, RULE, TIES)
+    for half in tl.static_range(per_word):
+        run, bytes4 = (second, second_scales) if half else (first, first_scales)
+        n0 = w0 * per_word + half
+        to_scales = row_places(scales, n0, lane, columns, expert, SCALE_ROW, scale_part, per_word, PARTS)
+        if GGML:
+            store_structs(to_scales + g0 * 17, run, bytes4)
+        else:
+            to_blocks = row_places(blocks, n0, lane, columns, expert, BLOCK_ROW, block_part, per_word, PARTS)
+            store_pairs(to_blocks + g0 * 16, to_scales + g0, run, bytes4)
 
 
 @jit
@@ -159,30 +231,32 @@ def load_columns(
 ):  # fmt: skip
     """Four words [GROUPS, WORDS] of each block of columns n0, n0 + 2 ..., and the BF16 bits of the scales."""
     g = g0 + tl.arange(0, GROUPS)
-    inside = (g < groups)[:, None] & (n0 + tl.arange(0, WORDS) * 2 < columns)[None, :]
-    to_scale, flat = row_places(scales, n0, columns, expert, scale_row, scale_part, 2, PARTS, WORDS)
+    lane = tl.arange(0, WORDS)
+    inside = (g < groups)[:, None] & (n0 + lane * 2 < columns)[None, :]
+    to_scale = row_places(scales, n0, lane, columns, expert, scale_row, scale_part, 2, PARTS)
     if GGML:
         words, scale = load_struct(to_scale[None, :] + g[:, None] * 17, inside)
     else:
         scale = tl.load(to_scale[None, :] + g[:, None], mask=inside, other=0).to(tl.int32)
-        to_block, _ = row_places(blocks, n0, columns, expert, block_row, block_part, 2, PARTS, WORDS)
+        to_block = row_places(blocks, n0, lane, columns, expert, block_row, block_part, 2, PARTS)
         at = (to_block[None, :] + g[:, None] * 16).to(tl.pointer_type(tl.uint32))
         four = tl.load(at[:, :, None] + tl.arange(0, 4)[None, None, :], mask=inside[:, :, None], other=0)
         even, odd = tl.split(four.reshape(GROUPS, WORDS, 2, 2))
         a, c = tl.split(even)
         b, d = tl.split(odd)
         words = (a, b, c, d)
+    flat = expert * columns + n0 + lane * 2
     report_undecodable(status, flat[None, :] * groups + g[:, None], scale, words, inside)
     return words, scale_value(scale)
 
 
 @jit
-def store_lines(at, low, high, factor, line, inside, TARGET: tl.constexpr, GGML: tl.constexpr):
+def store_lines(at, low, high, factor, inside, TARGET: tl.constexpr, GGML: tl.constexpr, LINE: tl.constexpr):
     """Write the 32 lines of a block of two columns, from their words and a pair of scales."""
     for half in tl.static_range(8):
         nibbles = bytes_of(low[half // 2], high[half // 2], 0x7632 if half % 2 else 0x5410)
         for i in tl.static_range(4):
-            to = at + element_of(half * 4 + i, GGML) * line
+            to = at + element_of(half * 4 + i, GGML) * LINE
             values = decoded(nibbles >> (4 * i), factor)
             if TARGET == F32:
                 tl.store(to, values << 16, mask=inside)
@@ -193,8 +267,9 @@ def store_lines(at, low, high, factor, line, inside, TARGET: tl.constexpr, GGML:
 
 @jit
 def dequantize_columns(
-    blocks, scales, out, status, groups, columns, out_expert, line, block_row, block_part, scale_row, scale_part,
-    TARGET: tl.constexpr, GGML: tl.constexpr, PARTS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr,
+    blocks, scales, out, status, groups, columns, out_expert, block_row, block_part, scale_row, scale_part,
+    TARGET: tl.constexpr, GGML: tl.constexpr, PARTS: tl.constexpr, LINE: tl.constexpr,
+    GROUPS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """A tile of GROUPS blocks by WORDS pairs of columns of one expert; see `gpu.dequantize_columns`."""
     g0 = tl.program_id(0) * GROUPS
@@ -212,6 +287,6 @@ def dequantize_columns(
     w = w0 + tl.arange(0, WORDS)
     per_pair: tl.constexpr = 2 if TARGET == F32 else 1
     at = (out + expert.to(tl.int64) * out_expert).to(tl.pointer_type(tl.uint32))
-    at = at + g.to(tl.int64)[:, None] * (line * 32) + w[None, :] * per_pair
+    at = at + g.to(tl.int64)[:, None] * (32 * LINE) + w[None, :] * per_pair
     inside = (g < groups)[:, None] & (w < columns // 2)[None, :]
-    store_lines(at, low, high, low_scale | (high_scale << 16), line, inside, TARGET, GGML)
+    store_lines(at, low, high, low_scale | (high_scale << 16), inside, TARGET, GGML, LINE)

@@ -2,9 +2,8 @@
 
 A **pair** is a uint32 that holds two BF16 numbers (or two codes, at bits 0 and 16), the first one low, as they lie in
 memory. NVIDIA GPUs from sm_80 work on both halves with one instruction, which is what makes these kernels as fast as
-memory; under Triton's interpreter, which knows no assembly, the same three operations are spelled out in float32.
-Everything else is written once. A **single** is a float32, one number a lane, for sources and tie rules that pairs
-cannot serve.
+memory; under Triton's interpreter, which knows no assembly, the same operations are spelled out. Everything else is
+written once. A **single** is a float32, one number a lane, for sources and tie rules that pairs cannot serve.
 
 Rounding is done by the float adder. Adding 192 p / 2, where p = 1, 2 or 4 is the binade of the scaled magnitude `a`,
 leaves a sum whose last bit is worth p/2, the step of E2M1 there, and the adder rounds to nearest, ties to even. Nothing
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
 
 INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
 
@@ -55,7 +55,7 @@ TO_ZERO: Final = constant(2)
 
 
 @jit
-def _halves(w):
+def halves(w):
     """The two BF16 numbers of a pair as float32."""
     low = (w << 16).to(tl.float32, bitcast=True)
     high = (w & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -80,10 +80,25 @@ def pair_fma(a, b, c):
             "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.uint32, is_pure=True, pack=1
         )
     else:
-        a0, a1 = _halves(a)
-        b0, b1 = _halves(b)
-        c0, c1 = _halves(c)
+        a0, a1 = halves(a)
+        b0, b1 = halves(b)
+        c0, c1 = halves(c)
         result = _rounded(a0 * b0 + c0) | (_rounded(a1 * b1 + c1) << 16)
+    return result
+
+
+@jit
+def pair_fma_or_zero(a, b, c):
+    """a * b + c of pairs, rounded once, and zero where that is negative."""
+    if NATIVE:
+        result = tl.inline_asm_elementwise(
+            "fma.rn.relu.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.uint32, is_pure=True, pack=1
+        )
+    else:
+        a0, a1 = halves(a)
+        b0, b1 = halves(b)
+        c0, c1 = halves(c)
+        result = _rounded(tl.maximum(a0 * b0 + c0, 0.0)) | (_rounded(tl.maximum(a1 * b1 + c1, 0.0)) << 16)
     return result
 
 
@@ -112,47 +127,105 @@ def pair_min(a, b):
 
 
 @jit
+def pair_magnitude(a):
+    """Without signs, by the units that multiply."""
+    if NATIVE:
+        result = tl.inline_asm_elementwise("abs.bf16x2 $0, $1;", "=r,r", [a], dtype=tl.uint32, is_pure=True, pack=1)
+    else:
+        result = a & 0x7FFF7FFF
+    return result
+
+
+@jit
+def pair_min_signed(a, b):
+    """The smaller magnitude of each half, with the sign of a; b has none."""
+    if NATIVE and cuda_capability_geq(8, 6):
+        result = tl.inline_asm_elementwise(
+            "min.xorsign.abs.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.uint32, is_pure=True, pack=1
+        )
+    else:
+        result = pair_min(a & 0x7FFF7FFF, b) | (a & 0x80008000)
+    return result
+
+
+@jit
+def pair_max_signed(a, b):
+    """The larger magnitude of each half, with the product of the signs; NaN wins."""
+    if NATIVE and cuda_capability_geq(8, 6):
+        result = tl.inline_asm_elementwise(
+            "max.NaN.xorsign.abs.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.uint32, is_pure=True, pack=1
+        )
+    else:
+        result = pair_max(a & 0x7FFF7FFF, b & 0x7FFF7FFF) | ((a ^ b) & 0x80008000)
+    return result
+
+
+@jit
 def pair_of(bits: tl.constexpr):
     """A pair of two times the same BF16 bits."""
     return tl.full((), bits * 0x10001, tl.uint32)
 
 
 @jit
-def bytes_of(a, b, ORDER: tl.constexpr):
-    """Four bytes of a (0 to 3) and b (4 to 7), the lowest first: nibble i of `ORDER` says which."""
+def bytes_by(a, b, order):
+    """Four bytes of a (0 to 3) and b (4 to 7), the lowest first: nibble i of `order` says which."""
     if NATIVE:
-        order = tl.full((), ORDER, tl.uint32)
         result = tl.inline_asm_elementwise(
             "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, order], dtype=tl.uint32, is_pure=True, pack=1
         )
     else:
+        both = a.to(tl.uint64) | (b.to(tl.uint64) << 32)
         result = a & 0
         for i in tl.static_range(4):
-            which = (ORDER >> (4 * i)) & 7
-            result |= (((a if which < 4 else b) >> (8 * (which % 4))) & 0xFF) << (8 * i)
+            which = (order >> (4 * i)) & 7
+            result |= ((both >> (8 * which)).to(tl.uint32) & 0xFF) << (8 * i)
     return result
 
 
 @jit
-def pair_scaled(magnitudes, low_scale, high_scale):
-    """Magnitudes in units of their scales: times 2^(127 - scale), exactly, or so small that the code is 0 anyway."""
-    factor = ((254 - low_scale) << 7) | ((254 - high_scale) << 23)
-    return pair_fma(magnitudes, factor.to(tl.uint32), pair_of(0x8000))
+def bytes_of(a, b, ORDER: tl.constexpr):
+    """`bytes_by` an order that is known."""
+    return bytes_by(a, b, tl.full((), ORDER, tl.uint32))
 
 
 @jit
-def pair_code(a):
-    """Codes 0..7, at bits 0 and 16 (with other bits above them), of scaled magnitudes; ties to even, saturating at 6.
+def chosen(a, b, MASK: tl.constexpr):
+    """Bits of a where `MASK` has ones, and of b elsewhere: one instruction, whatever becomes of the result."""
+    if NATIVE:
+        mask = tl.full((), MASK, tl.uint32)
+        result = tl.inline_asm_elementwise(
+            "lop3.b32 $0, $1, $2, $3, 0xE4;", "=r,r,r,r", [a, b, mask], dtype=tl.uint32, is_pure=True, pack=1
+        )
+    else:
+        result = (a & MASK) | (b & (MASK ^ 0xFFFFFFFF))
+    return result
 
-    p = 1, 2, 4 for a below 2, below 4, and above. t = 96 p + a, with a last bit of p/2, has the significand
-    1 + (32 p + a) / 64 p, that is mantissa bits 64 + 2 a/p, and the exponent 133 + log2 p. The code is
-    2 a/p + 2 log2 p: the mantissa's low three bits, plus what the exponent, of which t >> 7 is twice t >> 6 less its
-    last bit 1, exceeds 133 by. 2 * 133 + 1 + log2 p twice is 3 + that, modulo 8.
+
+@jit
+def pair_scaled(words, low_scale, high_scale):
+    """Numbers in units of their scales: times 2^(127 - scale), exactly, or so small that the code is 0 anyway."""
+    factor = ((254 - low_scale) << 7) | ((254 - high_scale) << 23)
+    return pair_fma(words, factor.to(tl.uint32), pair_of(0x8000))
+
+
+@jit
+def pair_code(a, KEEPS: tl.constexpr):
+    """Codes 0..15 at bits 12 and 28 of scaled numbers, ties to even, saturating at 6; bits below mean nothing.
+
+    Of magnitudes: p = 1, 2, 4 for a below 2, below 4, and above. t = 96 p + a, with a last bit of p/2, has the
+    significand 1 + (32 p + a) / 64 p, that is mantissa bits 64 + m, m = 2 a/p, and the exponent 133 + l, l = log2 p: it
+    is 0x42C0 + m + 2^7 l. The code is m + 2 l. 0x1040 is 2^12 + 2^6, and takes m + 2^7 l to 2^12 (m + 2 l), plus 2^6 m,
+    plus 2^19 l. A sign, 2^15, goes with p and a to t, and from there to 2^27 and 2^21. All of them lie apart, and what
+    the low half adds to the high one lies below its code.
     """
-    capped = pair_min(a, pair_of(0x40C0))
-    binade = pair_max(capped & 0x7F807F80, pair_of(0x3F80))
+    capped = pair_min_signed(a, pair_of(0x40C0))
+    binade = pair_max_signed(capped & 0xFF80FF80, pair_of(0x3F80))
     t = pair_fma(binade, pair_of(0x42C0), capped)
-    return t + ((t >> 6) & 0x000F000F) + 0x00050005
+    code = t * 0x1040 + (-0x42C042C0 * 0x1040) % 2**32
+    sign = t
+    if not KEEPS:
+        sign &= (code & 0x70007000) + 0x70007000
+    return chosen(code, sign, 0x70007000)
 
 
 @jit
@@ -181,12 +254,12 @@ def single_scaled(bits, scale):
 
 
 @jit
-def signed(code, sign, KEEPS: tl.constexpr, UNIT: tl.constexpr):
-    """Codes 0..15 of codes and signs, at the places where `UNIT` has ones; other bits are dropped."""
-    magnitude = code & (UNIT * 7)
+def single_signed(code, bits, KEEPS: tl.constexpr):
+    """Code 0..15 of a code and the F32 bits of its number."""
+    sign = bits >> 28
     if not KEEPS:
-        sign &= magnitude + UNIT * 7
-    return magnitude | (sign & (UNIT * 8))
+        sign &= code + 7
+    return code | (sign & 8)
 
 
 @jit
