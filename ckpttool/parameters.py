@@ -10,6 +10,7 @@ embedding table in them: there this rule says 0.13 and 0.31 B less.)
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,10 +26,22 @@ if TYPE_CHECKING:
 TABLES = frozenset({"I64", "I32", "I16", "U64", "U32", "U16", "BOOL"})
 """Plain integer formats: look-up tables and counters, which are no parameters."""
 
+CACHE_SCALES = re.compile(
+    r"(?:^|\.)(?:(?:[qkv]|kv|prob|[kv]_cache|kv_cache)_(?:scale|zero_point)|[qkv]_proj\.output_scale"
+    r"|kv_cache_(?:rcp_)?scaling_factor)$"
+)
+"""How the scales of a quantized KV cache are called: vLLM, compressed-tensors, ModelOpt, Quark, TensorRT-LLM."""
+
+
+def parameters_of(w: Weight) -> int:
+    """How many parameters `w` is: its logical elements, but none of a table, or of a KV cache's scales."""
+    is_scale = len(w.shape) < 2 and w.codec.is_plain and CACHE_SCALES.search(w.name) is not None
+    return 0 if w.codec.name in TABLES or is_scale else w.parameters
+
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Logical elements: two MXFP4 codes a byte are two, scales are none.
+    """Logical elements: two MXFP4 codes a byte are two, scales are none, nor are those of a KV cache.
 
     `experts` are those of the routed experts' matrices, without biases. `active` is what a token of text uses, by this
     module's rule, None where it is not known which weights are experts, or how many of them a token meets.
@@ -69,7 +82,7 @@ def used(uses: Iterable[Use], amounts: Iterable[int]) -> int:
 def count_parameters(checkpoint: Checkpoint, facts: ModelFacts, purposes: Purposes | None = None) -> ParameterCounts:
     """Count what `checkpoint` holds; `facts` say how many experts a token meets."""
     purposes = purposes or purposes_of(checkpoint, facts.layers)
-    counted = [w for w in checkpoint.weights if w.codec.name not in TABLES]
+    counted = [w for w in checkpoint.weights if parameters_of(w)]
     by_format: Counter[str] = Counter()
     for w in counted:
         by_format[w.codec.name] += w.parameters

@@ -179,7 +179,8 @@ CACHES: dict[str, tuple[dict[str, Any], int]] = {
     "grouped heads": ({"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16}, 3 * 2 * 2 * 16 * 1000),
     "all heads": ({"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64}, 3 * 2 * 4 * 16 * 1000),
     "a window": (
-        {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 100},
+        {"model_type": "mistral", "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16,
+         "sliding_window": 100},
         3 * 2 * 2 * 16 * 100,
     ),
     "windows and full layers": (
@@ -187,8 +188,13 @@ CACHES: dict[str, tuple[dict[str, Any], int]] = {
          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         2 * 2 * 16 * (1000 + 2 * 100),
     ),
+    "a window that no layer is named to have": (
+        {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 100},
+        3 * 2 * 2 * 16 * 1000,
+    ),
     "a window that the context does not fill": (
-        {"num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 4096},
+        {"model_type": "mistral", "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 16,
+         "sliding_window": 4096},
         2 * 2 * 16 * 1000,
     ),
     "chunks": (
@@ -226,6 +232,28 @@ def test_deepseek_v3_takes_70_kb_a_token() -> None:
     """DeepSeek-V3's technical talk: 70 KB of BF16 cache a token, all layers."""
     facts = facts_of_config(model_families.DEEPSEEK_V3)
     assert digits(kvcache.kv_bytes(facts, 1, "fp16") / 1000) == 70.3
+
+
+def test_layers_of_speculation_are_not_loaded(tmp_path: Path) -> None:
+    """DeepSeek-V3 at full size, with and without its 11.5 B of multi-token prediction behind the last layer."""
+    found = {}
+    for name, speculation in (("whole", True), ("main", False)):
+        rows = list(model_families.deepseek_v3_tensors(model_families.DEEPSEEK_V3, speculation=speculation))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(model_families.DEEPSEEK_V3))
+        write_safetensors(tmp_path / name / "model.safetensors", rows)
+        found[name] = [document(tmp_path / name, *options) for options in ((), ("--as", "fp8"), ("--as", "mxfp4"))]
+    stored = [open_checkpoint(tmp_path / name).nbytes for name in found]
+    for whole, main in zip(*found.values(), strict=True):
+        assert main["speculation_bytes"] == 0 < whole["speculation_bytes"]
+        assert round((whole["parameters"] - main["parameters"]) / 1e9, 1) == 11.5
+        counted = {"speculation_bytes", "parameters", "source", "commands", "notes"}
+        assert {k: v for k, v in whole.items() if k not in counted} == {
+            k: v for k, v in main.items() if k not in counted
+        }
+    assert found["whole"][0]["speculation_bytes"] == stored[0] - stored[1]
+    assert "not loaded" in run("estimate", tmp_path / "whole").out
+    assert "not loaded" not in run("estimate", tmp_path / "main").out
 
 
 def test_tensor_parallelism_splits_heads_and_no_latents(sources: dict[str, Path], tmp_path: Path) -> None:
@@ -461,6 +489,21 @@ def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
     found = document(tmp_path)
     assert found["bytes_per_token"]["weights"] is None and found["gpus"][0]["tokens_per_second"] is None
     assert [n.split()[0] for n in found["notes"]] == ["linear_attention", "which"]
+
+
+def test_a_window_of_no_layer_that_is_named_is_said(tmp_path: Path) -> None:
+    config = {"model_type": "unheard_of", "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+    rows = [("model.embed_tokens.weight", "BF16", (8, 4)), ("lm_head.weight", "BF16", (8, 4))]
+    write_safetensors(tmp_path / "model.safetensors", rows)
+    notes = {}
+    for name, more in (("named", {"layer_types": ["sliding_attention"] * 2}), ("unnamed", {})):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": 64} | more))
+        found = document(tmp_path)
+        notes[name] = (found["notes"], found["kv_cache_bytes"])
+    window = 2 * 2 * 2 * 2 * 16
+    assert notes["named"] == ([], window * 64)
+    assert notes["unnamed"][1] == window * 8192
+    assert notes["unnamed"][0][0].startswith("a window of 64 tokens is stated, but not which layers have it")
 
 
 def test_gb_and_gib_stand_apart(sources: dict[str, Path]) -> None:

@@ -196,6 +196,20 @@ def test_at_full_size(tmp_path: Path) -> None:
     assert only(write_headers(tmp_path / "x", "120b"))[:3] == ("hf", tuple(range(36)), 128)
 
 
+def test_a_layout_that_extends_another_has_its_rows_and_its_own() -> None:
+    tables = {t.file: t.layouts for t in arch_tables()}
+    below, above = tables["archs/qwen3_moe.toml"]["gguf"], tables["archs/deepseek_v3.toml"]["gguf"]
+    assert above.container == "gguf"
+    assert set(above.rows) - set(below.rows) == {
+        "blk.{l}.exp_probs_b.bias", *(f"blk.{{l}}.ffn_{n}_shexp.weight" for n in ("gate", "up", "down")),
+    }  # fmt: skip
+    assert {t: above.rows[t] for t in below.rows} == below.rows
+    assert tables["archs/glm4_moe.toml"]["gguf"].rows == above.rows
+    hf = tables["archs/deepseek_v3.toml"]["hf"].rows  # whose prefixes are its own
+    assert "language_model.model.layers.{l}.mlp.experts.{e}.up_proj.weight" in hf
+    assert "language_model.model.embed_tokens.weight" not in tables["archs/qwen3_moe.toml"]["hf"].rows
+
+
 def test_convert_refuses_what_is_only_looked_at(tmp_path: Path) -> None:
     assert [a.name for a in arches()] == ["gpt-oss"]
     assert len(arch_tables()) == 7

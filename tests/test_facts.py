@@ -93,13 +93,40 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"attention": ("full", "full"), "sliding_window": None},
     ),
     "a window on every layer": (
-        {"num_hidden_layers": 2, "sliding_window": 4096},
+        {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 4096},
         {"attention": ("sliding", "sliding"), "sliding_window": 4096},
+    ),
+    "a window that no layer is named to have": (
+        {"model_type": "unheard_of", "num_hidden_layers": 2, "sliding_window": 4096},
+        {"attention": ("full", "full"), "sliding_window": 4096},
+    ),
+    "Gemma 2, whose config names no layer": (
+        {"model_type": "gemma2", "num_hidden_layers": 4, "sliding_window": 4096},
+        {"attention": ("sliding", "full", "sliding", "full")},
+    ),
+    "Gemma 3 within a model that sees": (
+        {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "num_hidden_layers": 7,
+                                                 "sliding_window": 1024}},
+        {"attention": ("sliding",) * 5 + ("full", "sliding")},
+    ),
+    "Qwen 3's window, which is off unless it is on": (
+        {"model_type": "qwen3", "num_hidden_layers": 3, "sliding_window": 4096, "max_window_layers": 1},
+        {"attention": ("full",) * 3},
+    ),
+    "Qwen 3's window on its later layers": (
+        {"model_type": "qwen3", "num_hidden_layers": 3, "sliding_window": 4096, "max_window_layers": 1,
+         "use_sliding_window": True},
+        {"attention": ("full", "sliding", "sliding")},
     ),
     "Llama-4's layers without rope": (
         {"num_hidden_layers": 4, "attention_chunk_size": 8192, "no_rope_layers": [1, 1, 1, 0]},
-        {"attention": ("chunked", "chunked", "chunked", "full"), "sliding_window": 8192},
+        {"attention": ("chunked", "chunked", "chunked", "full"), "sliding_window": 8192, "no_rope": (3,)},
     ),
+    "SmolLM 3's layers without rope, which see no less": (
+        {"num_hidden_layers": 5, "no_rope_layer_interval": 2},
+        {"attention": ("full",) * 5, "no_rope": (1, 3)},
+    ),
+    "every layer has rope where nothing speaks of any without": ({"num_hidden_layers": 2}, {"no_rope": None}),
     "DeepSeek-V4's compression": (
         {"num_hidden_layers": 3, "compress_ratios": [0, 4, 128, 0], "sliding_window": 128, "num_attention_heads": 2},
         {"attention": ("sliding", "compressed", "compressed"), "compression": (0, 4, 128)},
@@ -169,6 +196,22 @@ def kvcache_problem(f: ModelFacts) -> bool:
     return False
 
 
+WINDOWED = ("mistral", "mixtral", "phi3", "starcoder2", "gemma2", "gemma3_text", "cohere2", "exaone4", "olmo3")
+
+
+@pytest.mark.parametrize("model_type", [*WINDOWED, "qwen2", "qwen3", "qwen3_moe"])
+def test_families_that_name_no_layer_are_windowed_as_transformers_has_them(model_type: str) -> None:
+    import transformers
+
+    switch = {"use_sliding_window": True, "max_window_layers": 5} if model_type.startswith("qwen") else {}
+    said: dict[str, Any] = {"num_hidden_layers": 14, "sliding_window": 77, **switch}
+    config = transformers.AutoConfig.for_model(model_type, **said)
+    theirs = getattr(config, "layer_types", None) or ["sliding_attention"] * 14  # no types: all have the window
+    kinds = {"sliding_attention": "sliding", "full_attention": "full"}
+    found = facts_of_config({"model_type": model_type, **said})
+    assert found.attention == tuple(kinds[t] for t in theirs)
+
+
 def test_layer_types_shorter_than_the_model_are_not_believed() -> None:
     f = facts_of_config({"num_hidden_layers": 3, "layer_types": ["full_attention"]})
     assert f.attention == ("full",) * 3 and f.said["attention"] == "no sliding window"
@@ -188,7 +231,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
                     "attention": ("mla",) * 3, "shared_experts": 2, "head_dim": 24},
     "glm4_moe": {"family": "GLM-4.5", "moe_layers": (1, 2), "attention": ("full",) * 3, "shared_experts": 1},
     "llama4_text": {"family": "Llama-4", "moe_layers": (1, 3), "expert_intermediate": 32, "intermediate": 96,
-                    "attention": ("chunked", "chunked", "chunked", "full"), "shared_experts": 1},
+                    "attention": ("chunked", "chunked", "chunked", "full"), "shared_experts": 1, "no_rope": (3,)},
     "deepseek_v4": {"family": "DeepSeek-V4", "moe_layers": (0, 1, 2, 3), "swiglu_limit": 10.0,
                     "compression": (128, 128, 128, 4), "attention": ("compressed",) * 4},
     "gpt_oss": {"family": "gpt-oss", "moe_layers": (0, 1), "attention": ("sliding", "full")},
@@ -253,7 +296,14 @@ GGUFS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Llama-4's chunks": (
         "llama4", MIXTURE | {"interleave_moe_layer_step": 2},
         {"family": "Llama-4", "attention": ("chunked", "chunked", "chunked", "full"), "moe_layers": (1, 3),
-         "sliding_window": 8192, "shared_experts": 1},
+         "sliding_window": 8192, "shared_experts": 1, "no_rope": (3,)},
+    ),
+    "Gemma 3's period is in llama.cpp's code": (
+        "gemma3", {"block_count": 7, "attention.sliding_window": 1024},
+        {"attention": ("sliding",) * 5 + ("full", "sliding")},
+    ),
+    "a window that no layer is named to have": (
+        "other", {"block_count": 2, "attention.sliding_window": 128}, {"attention": ("full", "full")},
     ),
     "a pattern as a period": (
         "other", {"block_count": 4, "attention.sliding_window": 128, "attention.sliding_window_pattern": 2},

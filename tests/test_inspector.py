@@ -313,7 +313,7 @@ def test_figures_are_as_published(size: str, tmp_path: Path) -> None:
     }  # fmt: skip
     assert summary["rope"] == {
         "theta": 150000.0, "type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
-        "original_context": 4096, "truncate": False,
+        "original_context": 4096, "truncate": False, "layers_without": None,
     }  # fmt: skip
     assert summary["router"] == {"experts": layout["experts"], "top_k": 4, "shared": None, "layers": layers}
     assert (summary["swiglu_limit"], summary["context"], summary["declared"]) == (7.0, 131072, "mxfp4")

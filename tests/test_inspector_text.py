@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 from builders import Model, Sizes, Tensor, Tensors
 from commandline import run
-from header_checkpoints import write_headers
+from header_checkpoints import write_headers, write_safetensors
 
 import ckpttool
 from ckpttool.render import terminal
 from ckpttool.render.fold import folded, ranges, short
+from ckpttool.render.inspection_sheet import sheet
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny-gpt-oss"
 MODEL = Model(Sizes(layers=5, hidden=32, intermediate=64))
@@ -188,4 +190,33 @@ def test_every_fact_names_its_source() -> None:
     report = ckpttool.inspect(FIXTURES / "hf")
     for field in dataclasses.fields(report.summary.rope):
         fact = "original_context" if field.name == "original_context" else f"rope_{field.name}"
-        assert report.summary.said[fact]
+        if field.name != "layers_without":  # which are said where there are some
+            assert report.summary.said[fact]
+
+
+def _rows(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """The sheet of a checkpoint with this config, by the words on its left."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", [("model.layers.0.mlp.up_proj.weight", "BF16", (8, 4))])
+    return {word: text for word, text in sheet(ckpttool.inspect(folder)) if word}
+
+
+def test_layers_without_rope_and_in_chunks(tmp_path: Path) -> None:
+    """Llama-4 Scout's config.json, whose keys name neither."""
+    config = {"model_type": "llama4", "text_config": {
+        "model_type": "llama4_text", "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8,
+        "head_dim": 128, "hidden_size": 5120, "num_local_experts": 16, "num_experts_per_tok": 1, "rope_theta": 500000.0,
+        "no_rope_layers": [], "attention_chunk_size": 8192, "interleave_moe_layer_step": 1,
+    }}  # fmt: skip
+    found = _rows(tmp_path / "a", config)
+    assert found["rope"] == "theta 500,000, none in 12 layers (3,7..47)"
+    chunked = "chunked 8,192 in 36 layers (0-2,4-6,8-10,12-14,..,44-46)"
+    assert found["attention"] == f"40 heads, 8 KV heads of 128, {chunked}, full in 12 layers (3,7..47)"
+
+
+def test_a_window_of_no_layer_that_is_named(tmp_path: Path) -> None:
+    config = {"model_type": "unheard_of", "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
+    found = _rows(tmp_path / "a", config | {"sliding_window": 4096})
+    said = "full, though a window of 4,096 is stated: nothing names the layers that have it"
+    assert found["attention"] == f"4 heads of 16, {said}"

@@ -9,6 +9,7 @@ from typing import Any
 import builders
 import model_families
 import pytest
+from commandline import run
 from header_checkpoints import write_headers, write_safetensors
 
 from ckpttool.archs.facts import facts_of
@@ -117,6 +118,24 @@ def test_a_tied_table_counts_once_and_is_used(tmp_path: Path) -> None:
     assert (found.total, found.active, found.experts) == (72, 72, 0)
     write_safetensors(tmp_path / "model.safetensors", [*rows, ("lm_head.weight", "BF16", (10, 4))])
     assert (counted(tmp_path).total, counted(tmp_path).active) == (112, 72)
+
+
+CACHE = ("self_attn.k_scale", "self_attn.v_proj.v_scale", "self_attn.attn.kv_scale", "self_attn.k_proj.output_scale")
+
+
+@pytest.mark.parametrize("name", CACHE)
+def test_scales_of_a_cache_are_no_parameters(name: str, tmp_path: Path) -> None:
+    config = {"model_type": "dense", "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rows = [("model.embed_tokens.weight", "BF16", (10, 4)), ("model.layers.0.self_attn.k_proj.weight", "BF16", (8, 4))]
+    write_safetensors(tmp_path / "model.safetensors", [*rows, (f"model.layers.0.{name}", "F32", ())])
+    found = counted(tmp_path)
+    assert (found.total, found.active, found.by_format) == (72, 72, {"BF16": 72})
+    document = json.loads(run("inspect", tmp_path, "--json").out)
+    assert document["parameters"] == 72
+    assert {f["format"]: (f["weights"], f["parameters"]) for f in document["summary"]["formats"]} == {
+        "BF16": (2, 72), "F32": (1, 0),
+    }  # fmt: skip
 
 
 def test_unknown_experts_are_not_guessed(tmp_path: Path) -> None:

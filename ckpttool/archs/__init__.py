@@ -154,9 +154,9 @@ class ArchTable:
     """One archs/*.toml for whoever only looks: which names its embedding, head, routers and experts have.
 
     `layouts` are its dialects and, under `[layout.*]`, names that are recognised and never converted. `idle` are globs
-    of weights that a token of text does not pass through. `assumed` are facts that hold for every such model though no
-    side file says them, `cycle` its pattern of attention. `names` are ours by config.json's model_type, `gguf` is
-    general.architecture.
+    of weights that a token of text does not pass through, beside those of speculation. `assumed` are facts that hold
+    for every such model though no side file says them, `cycle` its pattern of attention. `names` are ours by
+    config.json's model_type, `gguf` is general.architecture.
     """
 
     name: str
@@ -176,7 +176,9 @@ class ArchTable:
 def _arch_table(file: str, table: Mapping[str, Any]) -> ArchTable:
     arch = table["arch"]
     layouts = dict(_arch(table).dialects) if "dialect" in table else {}
-    layouts |= {name: _dialect(name, row, _layout_rows(row)) for name, row in table.get("layout", {}).items()}
+    for name in table.get("layout", {}):
+        row = _layout(file, name)
+        layouts[name] = _dialect(name, row, _layout_rows(row))
     names = {arch["model_type"]: arch["name"]} | arch.get("also", {})
     cycle = arch.get("attention") or table.get("config", {}).get("layer_types", {}).get("cycle", ())
     return ArchTable(
@@ -189,6 +191,15 @@ def _arch_table(file: str, table: Mapping[str, Any]) -> ArchTable:
         arch.get("assumed", {}),
         tuple(cycle),
     )
+
+
+def _layout(file: str, name: str) -> Mapping[str, Any]:
+    """The layout `name` of a file; over the one of that name which it extends, where it extends one."""
+    row: Mapping[str, Any] = dict(_files())[file]["layout"][name]
+    if "extends" not in row:
+        return row
+    below = _layout(f"{row['extends']}.toml", name)
+    return {**below, **row, "weights": {**below["weights"], **row.get("weights", {})}}
 
 
 def _layout_rows(layout: Mapping[str, Any]) -> dict[str, Join]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ckpttool.archs import ArchTable, declared_table
-from ckpttool.archs.layers import attention_kinds, compression, moe_layers
+from ckpttool.archs.layers import attention_kinds, compression, moe_layers, without_rope
 from ckpttool.containers.gguf_values import Array, Scalar
 from ckpttool.containers.strict_json import read_object
 
@@ -29,6 +29,7 @@ class ModelFacts:
 
     `attention` has a word for each layer: "full", "sliding", "chunked" (attends within chunks of `sliding_window`),
     "mla" (one latent vector a token), "compressed" (one entry for every `compression[layer]` tokens beside a window).
+    `no_rope` are the layers without rotary positions, every `no_rope_interval`-th one where that is how they are said.
     `intermediate` is a dense layer's width, `expert_intermediate` one expert's. `eos` lists every id that ends a turn.
     `said` tells for each fact the key it came from, or the rule.
     """
@@ -55,6 +56,8 @@ class ModelFacts:
     rope_beta_fast: float | None = None
     rope_beta_slow: float | None = None
     rope_truncate: bool | None = None
+    no_rope_interval: int | None = None
+    no_rope: tuple[int, ...] | None = None
     original_context: int | None = None
     context: int | None = None
     experts: int | None = None
@@ -107,6 +110,7 @@ FACTS = (
     Fact("rope_beta_fast", float, _rope("beta_fast", "rope_ntk_beta"), ("{arch}.rope.scaling.yarn_beta_fast",)),
     Fact("rope_beta_slow", float, _rope("beta_slow", "rope_ntk_alpha"), ("{arch}.rope.scaling.yarn_beta_slow",)),
     Fact("rope_truncate", bool, _rope("truncate"), ()),
+    Fact("no_rope_interval", int, ("no_rope_layer_interval",), ()),
     Fact("original_context", int, _rope("original_max_position_embeddings", "initial_context_length"),
          ("{arch}.rope.scaling.original_context_length",)),
     Fact("context", int, ("max_position_embeddings",), ("{arch}.context_length",)),
@@ -180,7 +184,7 @@ def _facts(
     if table is not None:
         found["family"], said["family"] = table.shown_name(found.get("model_type")), table.file
         for name, value in table.assumed.items():
-            if name not in found:
+            if name not in {*found, *odd}:
                 found[name], said[name] = value, table.file
     _per_layer(found, said, look, f"{arch}.", gguf, table)
     known = {f.name for f in fields(ModelFacts)}
@@ -211,6 +215,8 @@ def _per_layer(
     kinds, key = attention_kinds(layers, found, look, prefix, table)
     if kinds is not None:
         found["attention"], said["attention"] = kinds, key
+    if (unrotated := without_rope(layers, found, look)) is not None:
+        found["no_rope"], said["no_rope"] = unrotated[0], said.get(unrotated[1], unrotated[1])
     if (rates := compression(layers, look)) is not None:
         found["compression"], said["compression"] = rates
     if found.get("experts"):

@@ -23,6 +23,24 @@ KINDS = {
 }
 """transformers' layer_types, in our words; another word (linear_attention ...) stands as it is."""
 
+PERIODS = {
+    "mistral": 0, "ministral3": 0, "mixtral": 0, "phi3": 0, "phimoe": 0, "starcoder2": 0, "qwen3_moe": 0,
+    "gemma2": 2, "vaultgemma": 2, "cohere2": 4, "exaone4": 4, "olmo3": 4, "gemma3": 6, "gemma3_text": 6,
+}  # fmt: skip
+"""config.json's model_type: every so many layers one is full, the others have the window; 0: all have it."""
+
+GGUF_PERIODS = {"gemma2": 2, "cohere2": 4, "exaone4": 4, "olmo2": 4, "gemma3n": 5, "gemma3": 6}
+"""The same by general.architecture, as llama.cpp's models/*.cpp have it in code."""
+
+LATER_LAYERS = frozenset({"qwen2", "qwen3", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "dots1"})
+"""model_types whose layers from max_window_layers on have the window."""
+
+SWITCHED = LATER_LAYERS | {"qwen2_moe", "qwen3_moe"}
+"""model_types that use the window where use_sliding_window says so, which it does not by default."""
+
+UNNAMED = "a window, but no layer that has it"
+"""What `said` has for attention where a window is stated and nothing names its layers: all count as full."""
+
 COMPRESS_RATES = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
 """DeepSeek-V4: tokens for each compressed entry (configuration_deepseek_v4.py)."""
 
@@ -41,21 +59,53 @@ def attention_kinds(
     ratios = look("compress_ratios")  # DeepSeek-V4 as published
     if isinstance(ratios, list) and len(ratios) >= layers:
         return tuple("compressed" if n else "sliding" for n in ratios[:layers]), "compress_ratios"
-    ropes = look("no_rope_layers")  # Llama-4: a layer without rope sees everything
-    if isinstance(ropes, list) and len(ropes) >= layers and found.get("sliding_window"):
+    ropes = look("no_rope_layers")  # Llama-4: a layer without rope sees everything, the others a chunk
+    chunked = look("attention_chunk_size") is not None or (table is not None and "chunked_attention" in table.cycle)
+    if isinstance(ropes, list) and len(ropes) >= layers and chunked and found.get("sliding_window"):
         return tuple("chunked" if n else "full" for n in ropes[:layers]), "no_rope_layers"
     if found.get("kv_lora_rank"):
         return ("mla",) * layers, f"{arch}attention.kv_lora_rank" if arch else "kv_lora_rank"
     if not found.get("sliding_window"):
         return ("full",) * layers, "no sliding window"
+    return _windowed(layers, found, look, arch, table)
+
+
+def _windowed(
+    layers: int, found: dict[str, Any], look: Look, arch: str, table: ArchTable | None
+) -> tuple[tuple[str, ...], str]:
+    """Which layers have the window that is stated: by its pattern, by a table, by the family; else none."""
     pattern = look(f"{arch}attention.sliding_window_pattern" if arch else "sliding_window_pattern")
     if isinstance(pattern, tuple) and len(pattern) >= layers:
         return tuple("sliding" if n else "full" for n in pattern[:layers]), "attention.sliding_window_pattern"
     if isinstance(pattern, int) and pattern > 0:  # llama.cpp, Gemma 3, Cohere 2: every pattern-th layer is full
-        return tuple("full" if (n + 1) % pattern == 0 else "sliding" for n in range(layers)), "sliding_window_pattern"
+        return _periodic(layers, pattern), "sliding_window_pattern"
     if table is not None and table.cycle:
         return tuple(KINDS.get(k, k) for k in (table.cycle * layers)[:layers]), table.file
-    return ("sliding",) * layers, f"{arch}attention.sliding_window" if arch else "sliding_window"
+    family = str(look("text_config.model_type") or found.get("model_type"))
+    if not arch and family in SWITCHED and look("use_sliding_window") is not True:
+        return ("full",) * layers, "use_sliding_window"
+    period = (GGUF_PERIODS if arch else PERIODS).get(family)
+    if period is not None:
+        return _periodic(layers, period), f"how {family} is built"
+    first = look("max_window_layers")
+    if not arch and family in LATER_LAYERS and type(first) is int:
+        return tuple("sliding" if n >= first else "full" for n in range(layers)), "max_window_layers"
+    return ("full",) * layers, UNNAMED
+
+
+def _periodic(layers: int, period: int) -> tuple[str, ...]:
+    return tuple("full" if period and (n + 1) % period == 0 else "sliding" for n in range(layers))
+
+
+def without_rope(layers: int, found: dict[str, Any], look: Look) -> tuple[tuple[int, ...], str] | None:
+    """The layers whose queries and keys are not rotated, and by which key; None where nothing speaks of any."""
+    ropes = look("no_rope_layers")  # Llama-4, SmolLM3: 1 for a layer that rotates
+    if isinstance(ropes, list) and len(ropes) >= layers:
+        return tuple(n for n in range(layers) if not ropes[n]), "no_rope_layers"
+    every = found.get("no_rope_interval")
+    if every:
+        return tuple(range(every - 1, layers, every)), "no_rope_interval"
+    return None
 
 
 def compression(layers: int, look: Look) -> tuple[tuple[int, ...], str] | None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 EXPERT_PURPOSES = frozenset({"gate", "up", "down"})
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blk|block|blocks)\.(\d{1,6})\.")
 _NUMBER = re.compile(r"(?<![^.])\d{1,6}(?![^.])")
+_SPECULATION = re.compile(r"(?:^|\.)(?:mtp|mtp_layers|mtp_block|nextn)\.")
+"""How modules are called that guess tokens ahead: multi-token prediction, "next n"."""
+_TOWER = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|audio|speech|encoder)")
+"""How modules are called that have layers of their own count, for pictures and sound."""
 _GENERIC = {
     "embed": ("embed_tokens.weight", "token_embd.weight", "embedding.weight", "wte.weight"),
     "head": ("lm_head.weight", "output.weight", "unembedding.weight"),
@@ -33,7 +37,8 @@ _GENERIC = {
 class Purpose:
     """What a weight is: `kinds` as "embed", "gate", "shared.up", "gate.bias", None where nothing is known of it.
 
-    `layer` and `expert` are its numbers, where it has them; `idle`: a token of text does not pass through it.
+    `layer` and `expert` are its numbers, where it has them. `idle`: a token of text does not pass through it; one that
+    `speculates` besides guesses tokens ahead, and is loaded where that is asked for.
     """
 
     kinds: tuple[str, ...] = ()
@@ -41,6 +46,7 @@ class Purpose:
     expert: int | None = None
     join: Join | None = None
     idle: bool = False
+    speculates: bool = False
 
     @property
     def is_expert(self) -> bool:
@@ -68,8 +74,9 @@ def purposes_of(checkpoint: Checkpoint, layers: int | None) -> Purposes:
         number = _LAYER.search(w.name)
         past = number is not None and layers is not None and int(number[1]) >= layers
         rests = past or idle.match(w.name) is not None
+        speculates = (past and not _TOWER.search(w.name)) or _SPECULATION.search(w.name) is not None
         layer = purpose.layer if purpose.layer is not None or number is None else int(number[1])
-        out[w.name] = Purpose(purpose.kinds, layer, purpose.expert, purpose.join, rests)
+        out[w.name] = Purpose(purpose.kinds, layer, purpose.expert, purpose.join, rests or speculates, speculates)
     return Purposes(table, layout, out)
 
 

@@ -122,7 +122,7 @@ class AttentionReport:
 
 @dataclass(frozen=True)
 class RopeReport:
-    """Rotary positions."""
+    """Rotary positions; `layers_without` have none (NoPE), None where nothing speaks of any."""
 
     theta: float | None
     type: str | None
@@ -131,6 +131,7 @@ class RopeReport:
     beta_slow: float | None
     original_context: int | None
     truncate: bool | None
+    layers_without: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ckpttool.inspection.report import (
     Summary,
     VocabularyReport,
 )
+from ckpttool.parameters import parameters_of
 
 if TYPE_CHECKING:
     from ckpttool.archs.facts import ModelFacts
@@ -73,7 +74,7 @@ def summarised(
         attention=_attention(facts),
         rope=RopeReport(
             facts.rope_theta, facts.rope_type, facts.rope_factor, facts.rope_beta_fast, facts.rope_beta_slow,
-            facts.original_context, facts.rope_truncate,
+            facts.original_context, facts.rope_truncate, facts.no_rope,
         ),
         router=RouterReport(
             facts.experts, facts.experts_per_token, facts.shared_experts, len(layouts.layers) if layouts else 0
@@ -104,9 +105,9 @@ def _formats(checkpoint: Checkpoint) -> tuple[FormatShare, ...]:
     sums: dict[tuple[str, str], list[int]] = {}
     for w in checkpoint.weights:
         row = sums.setdefault((w.codec.name, str(w.codec.packing)), [0, 0, 0])
-        for i, n in enumerate((1, w.parameters, w.nbytes)):
+        for i, n in enumerate((1, parameters_of(w), w.nbytes)):
             row[i] += n
-    total = max(1, checkpoint.parameters)
+    total = max(1, sum(n for _, n, _ in sums.values()))
     order = sorted(sums.items(), key=lambda item: -item[1][1])
     return tuple(
         FormatShare(name, packing, weights, n, nbytes, bits_per_weight(nbytes, n), round(n / total, 6))

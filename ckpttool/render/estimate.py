@@ -50,6 +50,8 @@ def _memory(report: Estimate) -> None:
     rows.append(("total", report.total_bytes, f"on {report.tp} GPUs" if report.tp > 1 else ""))
     if report.tp > 1:
         rows.append(("on each GPU", report.per_gpu_bytes, ""))
+    if report.speculation_bytes:
+        rows.append(("not loaded", report.speculation_bytes, "layers that only guess tokens ahead (MTP)"))
     rows.append(("naive KV cache", report.kv_cache_bytes_naive, "2 x layers x KV heads x head size, every layer full"))
     columns = ("memory", "GB", "GiB", "")
     table(columns, [(name, _gb(b), _gib(b), note) for name, b, note in rows], right=("GB", "GiB"))

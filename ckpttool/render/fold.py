@@ -67,8 +67,9 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers as ranges, "0-3,7"; every second one as "0,2..34"; many ranges are cut."""
-    if len(numbers) > 3 and len({b - a for a, b in pairwise(numbers)} - {2}) == 0:
+    """Sorted numbers as ranges, "0-3,7"; in even steps as "0,2..34" or "3,7..47"; many ranges are cut."""
+    steps = {b - a for a, b in pairwise(numbers)}
+    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
         return f"{numbers[0]},{numbers[1]}..{numbers[-1]}"
     found: list[list[int]] = []
     for n in numbers:

@@ -127,7 +127,7 @@ def _model(report: Inspection) -> str:
                        *((f"{name} in layers", layers(found)) for name, found in a.kinds.items() if found)]),
         ("Rotary positions", [("theta", r.theta), ("type", r.type), ("factor", r.factor), ("beta fast", r.beta_fast),
                               ("beta slow", r.beta_slow), ("original context", r.original_context),
-                              ("truncate", r.truncate)]),
+                              ("truncate", r.truncate), ("none in layers", layers(r.layers_without or ()) or None)]),
         ("Tokens", [("vocabulary", v.size), ("begin", _id(v.bos)), ("end", ", ".join(map(str, v.eos)) or None),
                     ("padding", _id(v.pad)), ("tied embeddings", v.tied_embeddings), ("tokenizer", v.tokenizer),
                     ("chat template", s.chat_template)]),

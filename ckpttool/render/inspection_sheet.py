@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ckpttool.archs.layers import UNNAMED
 from ckpttool.inspection.report import FingerprintReport, Inspection, Summary
 from ckpttool.render.fold import ranges
 from ckpttool.render.terminal import many
@@ -88,12 +89,14 @@ def _attention(s: Summary) -> Iterator[tuple[str, str]]:
         window = f" {a.window:,}" if kind in ("sliding", "chunked") and a.window else ""
         where = "" if len(a.kinds) == 1 else f" in {many(len(layers), 'layer')} ({ranges(layers)})"
         kinds.append(f"{kind}{window}{where}")
+    if s.said.get("attention") == UNNAMED:
+        kinds.append(f"though a window of {a.window:,} is stated: nothing names the layers that have it")
     yield "attention", ", ".join(words + kinds)
 
 
 def _rope(s: Summary) -> Iterator[tuple[str, str]]:
     r = s.rope
-    if r.theta is None and r.type is None:
+    if r.theta is None and r.type is None and not r.layers_without:
         return
     words = [f"theta {number(r.theta)}"] if r.theta is not None else []
     if r.factor:
@@ -106,6 +109,8 @@ def _rope(s: Summary) -> Iterator[tuple[str, str]]:
         words.append(f"betas {' and '.join(betas)}")
     if r.truncate is not None:
         words.append("truncated" if r.truncate else "not truncated")
+    if r.layers_without:
+        words.append(f"none in {many(len(r.layers_without), 'layer')} ({ranges(r.layers_without)})")
     yield "rope", ", ".join(words)
 
 

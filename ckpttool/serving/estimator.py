@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpttool.archs.facts import ModelFacts, facts_of
+from ckpttool.archs.layers import UNNAMED
 from ckpttool.archs.purposes import purposes_of
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.errors import UsageError
@@ -67,7 +68,8 @@ class Estimate:
     """The memory to serve a checkpoint. All amounts are bytes, of all GPUs together but for `per_gpu_bytes`.
 
     `form` is "native" or what --as asked for. `scales_bytes` are scales beside `weights_bytes`, `scales_within_bytes`
-    scales that are part of them. `fits` tells for each GPU whether `per_gpu_bytes` are within its usable memory.
+    scales that are part of them. `speculation_bytes`, of layers that only guess tokens ahead (MTP), are in no other
+    amount: serving leaves them out. `fits` tells for each GPU whether `per_gpu_bytes` are within its usable memory.
     """
 
     schema: str
@@ -86,6 +88,7 @@ class Estimate:
     weights_bytes: int
     scales_bytes: int
     scales_within_bytes: int
+    speculation_bytes: int
     kv_cache_bytes: int
     kv_cache_bytes_naive: int
     overhead_bytes: int
@@ -194,6 +197,7 @@ def estimate_opened(
         weights_bytes=weights.nbytes,
         scales_bytes=weights.scales_bytes,
         scales_within_bytes=weights.scales_within_bytes,
+        speculation_bytes=weights.speculation_bytes,
         kv_cache_bytes=need.kv,
         kv_cache_bytes_naive=asked.batch * kvcache.naive_kv_bytes(facts, context, asked.kv_cache_dtype),
         overhead_bytes=need.overhead(asked.tp),
@@ -292,6 +296,9 @@ def _notes(checkpoint: Checkpoint, facts: ModelFacts, active: int | None) -> tup
     odd = sorted(set(facts.attention or ()) - {"full", "sliding", "chunked", "mla", "compressed"})
     if odd:
         notes.append(f"{', '.join(odd)} layers are priced as full attention, which is more than they take")
+    if facts.said.get("attention") == UNNAMED:
+        window = f"a window of {facts.sliding_window or 0:,} tokens is stated"
+        notes.append(f"{window}, but not which layers have it: all are priced as full attention")
     if active is None:
         notes.append("which weights are experts is not known for this architecture, so nothing is said of speed")
     return tuple(notes)

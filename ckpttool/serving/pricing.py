@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ckpttool.codecs.formats import Packing
-from ckpttool.parameters import TABLES, Use, is_expert_matrix, used
+from ckpttool.parameters import Use, is_expert_matrix, parameters_of, used
 
 if TYPE_CHECKING:
     from ckpttool.archs.purposes import Purpose, Purposes
@@ -44,10 +44,12 @@ PRICES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of all weights in one form.
+    """Bytes of the weights that serving loads, in one form.
 
     `scales_bytes` stand beside `nbytes`, `scales_within_bytes` are of them. `per_token`: bytes that a token reads,
     scales included, None where that is not known. `mxfp4_expert_bytes`: the experts' that kernels may pad.
+    `speculation_bytes` are those, scales included, of layers that only guess tokens ahead (MTP): runtimes leave them on
+    the disk unless they are asked to speculate, so they are in none of the others.
     """
 
     form: str
@@ -57,6 +59,7 @@ class Weights:
     scales_within_bytes: int
     per_token: int | None
     mxfp4_expert_bytes: int
+    speculation_bytes: int
 
     @property
     def all_bytes(self) -> int:
@@ -79,14 +82,16 @@ def weigh(checkpoint: Checkpoint, purposes: Purposes, uses: tuple[Use, ...] | No
         rows = [_priced(w, price if w.name in narrow else None) for w in weights]
         words = price.words
     per_token = None if uses is None else used(uses, [nbytes + scales for nbytes, scales, _ in rows])
-    padded = 0
-    for w, (nbytes, _, _) in zip(weights, rows, strict=True):
-        if is_expert_matrix(purposes.by_name[w.name]) and (
-            form == "mxfp4" or (form == NATIVE and w.codec.name == "MXFP4")
-        ):
-            padded += nbytes
-    nbytes, scales, within = (sum(column) for column in zip(*rows, strict=True)) if rows else (0, 0, 0)
-    return Weights(form, words, nbytes, scales, within, per_token, padded)
+    nbytes = scales = within = padded = speculation = 0
+    for w, (own, beside, inside) in zip(weights, rows, strict=True):
+        purpose = purposes.by_name[w.name]
+        if purpose.speculates:
+            speculation += own + beside
+            continue
+        nbytes, scales, within = nbytes + own, scales + beside, within + inside
+        if is_expert_matrix(purpose) and (form == "mxfp4" or (form == NATIVE and w.codec.name == "MXFP4")):
+            padded += own
+    return Weights(form, words, nbytes, scales, within, per_token, padded, speculation)
 
 
 def _stored_scales(w: Weight) -> int:
@@ -115,7 +120,7 @@ def _is_table(purpose: Purpose) -> bool:
 
 def _priced(w: Weight, price: Price | None) -> tuple[int, int, int]:
     """Bytes of the weight, of scales beside it, of scales within."""
-    if w.codec.name in TABLES:
+    if not parameters_of(w):
         return w.nbytes, 0, 0
     if price is None:
         return 2 * w.parameters, 0, 0
