@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckpttool.render.bars import progress
+    from ckpttool.render.bars import progress, steps
     from ckpttool.render.conversion import show_conversion, show_plan, show_verification
     from ckpttool.render.diff import show_diff
     from ckpttool.render.doctor import show_doctor
@@ -17,14 +17,21 @@ if TYPE_CHECKING:
     from ckpttool.render.inspection import show_inspection
     from ckpttool.render.inspection_page import save_inspection_page
     from ckpttool.render.page import check_place, show_place
+    from ckpttool.render.round_trips import show_round_trips
+    from ckpttool.render.round_trips_csv import check_csv_place, save_round_trips_csv
     from ckpttool.render.terminal import OutputClosed, flush
+    from ckpttool.render.validation import show_validation
+    from ckpttool.render.validation_page import save_validation_page
 
 __all__ = [
     "OutputClosed",
+    "check_csv_place",
     "check_place",
     "flush",
     "progress",
     "save_inspection_page",
+    "save_round_trips_csv",
+    "save_validation_page",
     "show_conversion",
     "show_diff",
     "show_doctor",
@@ -34,15 +41,21 @@ __all__ = [
     "show_interrupted",
     "show_place",
     "show_plan",
+    "show_round_trips",
+    "show_validation",
     "show_verification",
+    "steps",
 ]
 
 _HOMES = {
     "OutputClosed": "terminal",
+    "check_csv_place": "round_trips_csv",
     "check_place": "page",
     "flush": "terminal",
     "progress": "bars",
     "save_inspection_page": "inspection_page",
+    "save_round_trips_csv": "round_trips_csv",
+    "save_validation_page": "validation_page",
     "show_conversion": "conversion",
     "show_diff": "diff",
     "show_doctor": "doctor",
@@ -52,7 +65,10 @@ _HOMES = {
     "show_interrupted": "failures",
     "show_place": "page",
     "show_plan": "conversion",
+    "show_round_trips": "round_trips",
+    "show_validation": "validation",
     "show_verification": "conversion",
+    "steps": "bars",
 }
 
 

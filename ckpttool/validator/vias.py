@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.choice import GGUF_CODECS, source_codecs
@@ -32,7 +32,7 @@ from ckpttool.planner import Plan
 from ckpttool.steps import HOLDS, Fidelity
 from ckpttool.target import DIALECTS, LEGAL
 
-Options = Mapping[str, str]
+Options = Mapping[str, Any]
 """What `target` takes beside a path."""
 
 FORMS: Final[Mapping[str, Options]] = MappingProxyType(
@@ -104,7 +104,7 @@ def way_back(source: Checkpoint, then: str | None, there: Plan) -> Options:
     if then not in THEN:
         raise UsageError(f"--then {then}: unknown", hint=f"choose one of {', '.join(THEN)}, or leave it out")
     made = _experts_made(there)
-    return {**THEN[then], **({"experts": made} if then == "gguf" and made in GGUF_CODECS else {})}
+    return {**THEN[then], "experts": made} if then == "gguf" and made in GGUF_CODECS else THEN[then]
 
 
 def own_form(source: Checkpoint) -> Options:
