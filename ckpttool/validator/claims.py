@@ -1,6 +1,7 @@
 """Level `values`: what came of each part's numbers, held against what a conversion between its formats promises.
 
-Where the plan of such a conversion would promise bytes or values, one that differs fails, whatever the tolerance.
+Where the plan of such a conversion would promise bytes or values, one that differs fails, whatever the tolerance. Where
+it may lose something, that is proven too if possible: remade from the reference, a part has to come out the same.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Final
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.codecs.formats import Codec
 from ckpttool.comparison.pairs import Holding, holdings
-from ckpttool.comparison.parts import PartComparison, Status, compare_parts, compared_nbytes
+from ckpttool.comparison.parts import PartComparison, Status, compared_nbytes
 from ckpttool.steps import Fidelity, kind_of
 from ckpttool.validator.budgets import part_failures
 from ckpttool.validator.failures import Failure, part_failure
+from ckpttool.validator.faults import faults_by_part, notes_on, proven_by
+from ckpttool.validator.proofs import Proofs, prove
 from ckpttool.validator.report import PartResult
 
 LEVEL: Final = "values"
@@ -55,14 +58,15 @@ def judge_values(
         InputError: a file that has shrunk since its header was read.
     """
     held = holdings(reference, candidate)
-    rows = compare_parts(reference, candidate, workers=workers, progress=progress)
+    proofs = prove(reference, candidate, workers, progress)
+    faults = faults_by_part(proofs)
     results, failures = [], []
-    for row in rows:
+    for row in proofs.rows:
         claim = claim_of(*held, row.part) if row.status in COMPARED else None
-        found = _unmet(row, claim, min_sqnr)
-        failures += found
-        results.append(PartResult(row, claim, None if found else _proof(row)))
-    return ValuesFound(tuple(results), tuple(failures), fidelity_of(rows), ())
+        proof, failure = _judged(row, claim, proofs, faults.get(row.part), min_sqnr)
+        results.append(PartResult(row, claim and claim.value, proof))
+        failures += [failure] if failure else []
+    return ValuesFound(tuple(results), tuple(failures), fidelity_of(proofs.rows), tuple(notes_on(proofs, results)))
 
 
 def claim_of(reference: Holding, candidate: Holding, part: str) -> Fidelity | None:
@@ -94,15 +98,20 @@ def fidelity_of(rows: tuple[PartComparison, ...]) -> str:
     return max(found, key=COMPARED.index).value if found else Status.lossy.value
 
 
-def _unmet(row: PartComparison, claim: Fidelity | None, min_sqnr: float | None) -> list[Failure]:
-    if claim is Fidelity.bytes and row.status is Status.values:
-        return [part_failure(row.part, "holds the same values in other bytes", LEVEL)]
-    if claim in (Fidelity.bytes, Fidelity.values) and row.status is Status.lossy:
-        return [part_failure(row.part, f"{row.differing or 0:,} values differ", LEVEL)]
-    return part_failures([row], min_sqnr=min_sqnr)
-
-
-def _proof(row: PartComparison) -> str | None:
+def _judged(
+    row: PartComparison, claim: Fidelity | None, proofs: Proofs, fault: str | None, min_sqnr: float | None
+) -> tuple[str | None, Failure | None]:
+    """How a part's claim was met; or that it was not."""
     if row.status not in COMPARED:
-        return None
-    return "budget" if row.status is Status.lossy else row.status.value
+        return None, None
+    if fault is not None:
+        return None, part_failure(row.part, fault, LEVEL)
+    if claim is Fidelity.bytes and row.status is not Status.bytes:
+        return None, part_failure(row.part, "is stored otherwise, and nobody here can read it", LEVEL)
+    if claim is Fidelity.values and row.status is Status.lossy:
+        return None, part_failure(row.part, f"{row.differing or 0:,} values differ", LEVEL)
+    maker = proven_by(row, proofs)
+    found = part_failures([row], min_sqnr=min_sqnr) if maker is None or min_sqnr is not None else []
+    if found:
+        return None, found[0]
+    return maker or ("budget" if row.status is Status.lossy else row.status.value), None

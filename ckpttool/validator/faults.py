@@ -1,0 +1,103 @@
+"""What is wrong with a part, in words: how much of it, where it begins, what stands there; and why, if that is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ckpttool.comparison.parts import PartComparison, Status
+from ckpttool.validator.originals import Sums, places
+from ckpttool.validator.proofs import Made, Proofs
+from ckpttool.validator.proving import Wrong
+from ckpttool.validator.report import PartResult
+
+
+def faults_by_part(proofs: Proofs) -> dict[str, str]:
+    """The parts that are not what they were to be, and in which way.
+
+    Where it is not sure how a lossy part was made, it has to keep what its format could have held, and no more.
+    """
+    known: dict[str, dict[int, Sums]] = {}
+    for experts in proofs.wrong.values():
+        known |= {
+            part: {e: w.sums for e, w in found.items() if w.sums}
+            for part, found in experts.items()
+            if all(w.sums for w in found.values())
+        }
+    causes = dict(places(known))
+    out: dict[str, str] = {}
+    for pair, faults in proofs.wrong.items():
+        made = proofs.made.get(pair)
+        for part, found in faults.items():
+            said = _fault(found, made, pair[1])
+            if said is not None:
+                cause = causes.get(part) or next(iter(_shared(found)), None)
+                out[part] = f"{cause}: {said}" if cause else said
+    return out
+
+
+def _shared(found: Mapping[int, Wrong]) -> list[str]:
+    """The causes that explain all experts."""
+    return sorted(frozenset.intersection(*(w.causes for w in found.values())))
+
+
+def _fault(found: Mapping[int, Wrong], made: Made | None, target: str) -> str | None:
+    """What is wrong with one part; None where that is within what may be lost."""
+    one = next(iter(found.values()))
+    units = sum(w.units for w in found.values())
+    wrong = "not the reference's"
+    if made is not None:
+        needless = sum(w.needless for w in found.values())
+        if not made.surely and not needless:
+            return None
+        assert made.maker is not None
+        wrong = f"not what {made.maker.name} makes of the reference"
+        if not made.surely:
+            units, wrong = needless, f"not the reference's, though {target} holds that"
+    total = one.group.shape.row_count * one.group.shape.row_length // one.block
+    noun = "block" if one.block > 1 else "value"
+    counted = f"{units:,} of {total:,} {noun}s {'is' if units == 1 else 'are'} {wrong}"
+    first = min(found.values(), key=lambda w: w.first)
+    many = f" in {len(found)} experts" if len(found) > 1 else ""
+    begin = ", the first" if units > 1 else ""
+    return f"{counted}{many}{begin} in {_place(first)}: {first.what}"
+
+
+def _place(wrong: Wrong) -> str:
+    """Expert, row within it, and block or column."""
+    group = wrong.group
+    row, unit = wrong.first
+    row, column = divmod(row * group.shape.row_length + unit * wrong.block, group.columns)
+    expert, row = divmod(row, group.expert_rows) if group.has_experts else (None, row)
+    within = f"block {column // wrong.block}" if wrong.block > 1 else f"column {column}"
+    where = f"element {row}" if group.columns == 1 else f"row {row}, {within}"
+    return where if expert is None else f"expert {expert}, {where}"
+
+
+def proven_by(row: PartComparison, proofs: Proofs) -> str | None:
+    """The name of what made a lossy part, where it makes all of it; None where nothing does."""
+    if row.status is not Status.lossy:
+        return None
+    pairs = [(a, b) for a in (row.format_a or "").split("+") for b in (row.format_b or "").split("+") if a != b]
+    names = []
+    for pair in pairs:
+        made = proofs.made.get(pair)
+        if made is None or made.maker is None or row.part in proofs.wrong.get(pair, {}):
+            return None
+        names.append(made.maker.name)
+    return names[0] if len(set(names)) == 1 else None
+
+
+def notes_on(proofs: Proofs, results: Sequence[PartResult]) -> Iterator[str]:
+    """How lossy parts were made, and where nobody can tell."""
+    for (source, target), made in proofs.made.items():
+        of = [r for r in results if (r.compared.format_a, r.compared.format_b) == (source, target)]
+        lossy = [r for r in of if r.compared.status is Status.lossy]
+        if not lossy:
+            continue
+        if not made.surely:
+            held = sum(r.proof == "budget" for r in lossy)
+            if held:
+                told = f"no way that is known here makes the candidate's {target} of {source}"
+                yield f"{told}: {held:,} parts are held to a budget"
+        elif proofs.stated and made.maker and made.maker.recipe and made.maker.recipe != proofs.stated:
+            yield f"the receipt says recipe {proofs.stated.name}; made of the reference by {made.maker.name}"

@@ -1,0 +1,101 @@
+"""Both checkpoints compared and the candidate remade, in one reading of each: how parts were made, and what is wrong.
+
+A second reading is only needed where rules that differ for ties alone could not be told apart on the sample: then the
+one is tried that makes most of what the first does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ckpttool.checkpoint import Checkpoint
+from ckpttool.codecs.formats import Recipe
+from ckpttool.comparison.pairs import Group, groups, holdings
+from ckpttool.comparison.parts import PartComparison, Status, compare_parts, show_slabs
+from ckpttool.validator.proving import Faults, Prover
+from ckpttool.validator.recipes import Maker, stated_recipe
+from ckpttool.validator.trials import ALIKE, MOST, Choice, Pair, choose, lossy_slabs
+
+
+@dataclass(frozen=True)
+class Made:
+    """How one format was made of another, where that loses something.
+
+    `maker` is the likeliest (None: no way that is known here makes half of the sample), and `surely` whether it makes
+    most of what was lost, so that the rest is damage.
+    """
+
+    maker: Maker | None
+    surely: bool
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """`rows` are the comparison's; `wrong` is by pair of formats, part and expert. `stated` is the receipt's recipe."""
+
+    rows: tuple[PartComparison, ...]
+    made: Mapping[Pair, Made]
+    wrong: Mapping[Pair, Faults]
+    stated: Recipe | None
+
+
+def prove(reference: Checkpoint, candidate: Checkpoint, workers: int | None, progress: Callable[[int], None]) -> Proofs:
+    """Compare every part, and remake those that can be. Errors as `compare_parts`."""
+    stated = stated_recipe(candidate)
+    choices = choose(reference, candidate, stated, workers)
+    prover = Prover(choices)
+    rows = compare_parts(reference, candidate, workers=workers, watch=prover.see, progress=progress)
+    by_part = {part: group for group in groups(*holdings(reference, candidate)) for part in group.parts}
+    made, wrong = {}, dict(prover.found)
+    for pair, choice in choices.items():
+        maker, found = choice.maker, wrong.get(pair, {})
+        if maker:
+            maker, found = _rematch(reference, candidate, pair, maker, prover, workers)
+        if found:
+            wrong[pair] = found
+        surely = maker is not None and _makes_most(_experts(rows, by_part, pair, found))
+        made[pair] = Made(maker, surely)
+    return Proofs(rows, made, wrong, stated)
+
+
+def _rematch(
+    reference: Checkpoint, candidate: Checkpoint, pair: Pair, maker: Maker, prover: Prover, workers: int | None
+) -> tuple[Maker, Faults]:
+    """The first choice and what is wrong by it; or a rival by which less is."""
+    rivals = list(prover.choices[pair].rivals)
+    while rivals:
+        found = prover.found.get(pair, {})
+        rival = max(rivals, key=lambda m: prover.explained[pair, m])
+        if 2 * prover.explained[pair, rival] <= _count(found):
+            break
+        rivals.remove(rival)
+        again = Prover({pair: Choice(rival, tuple(rivals))})
+        show_slabs(reference, candidate, lossy_slabs(reference, candidate)[pair], again.see, workers)
+        if _count(again.found.get(pair, {})) >= _count(found):
+            break
+        maker, prover = rival, again
+    return maker, prover.found.get(pair, {})
+
+
+def _count(found: Faults) -> int:
+    return sum(w.units for experts in found.values() for w in experts.values())
+
+
+def _experts(
+    rows: tuple[PartComparison, ...], by_part: Mapping[str, Group], pair: Pair, found: Faults
+) -> Iterator[tuple[int, float]]:
+    """Of each expert of lossy parts in a pair of formats: its elements, and the share of its units that is right."""
+    for row in rows:
+        is_of = pair[0] in (row.format_a or "").split("+") and pair[1] in (row.format_b or "").split("+")
+        if row.status is not Status.lossy or row.part not in by_part or not is_of:
+            continue
+        group = by_part[row.part]
+        for expert in range(group.shape.row_count // group.expert_rows):
+            w = found.get(row.part, {}).get(expert)
+            yield group.expert_rows * group.shape.row_length, 1 - w.units / w.whole if w else 1.0
+
+
+def _makes_most(experts: Iterator[tuple[int, float]]) -> bool:
+    listed = list(experts)
+    return sum(n for n, share in listed if share >= ALIKE) >= MOST * sum(n for n, _ in listed)

@@ -1,0 +1,192 @@
+"""What was made of the reference, held against the candidate: which blocks or numbers are others, and in what.
+
+A unit is a block of the candidate's format, or a number where it has none. All rows are upright and of one part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckpttool.codecs.formats import MXFP4, Q8_0
+from ckpttool.codecs.measure import differing
+from ckpttool.codecs.packing import UNPACK
+from ckpttool.codecs.reference import BadBlock
+from ckpttool.codecs.transcode import Operand
+from ckpttool.codecs.values import OTHERS, decodable, values
+from ckpttool.validator.recipes import Maker, remake
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Misses:
+    """Where the candidate is not what was made of the reference.
+
+    `rows` are their numbers, `units` bool [len(rows), G] which of their units are others, and `needless` those of these
+    whose values the candidate's format could have held. `made` is what was made of these rows; None where some cannot
+    be made.
+    """
+
+    rows: NDArray[np.intp]
+    units: Flags
+    needless: Flags
+    made: Operand | None
+
+    @property
+    def count(self) -> int:
+        """How many units."""
+        return int(np.count_nonzero(self.units))
+
+
+def misses(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | None:
+    """Where `y` is not what `maker` makes of `x`; None where it is.
+
+    A unit that holds the reference's values in other bits is no miss, unless it is meant `literal`ly.
+    """
+    try:
+        made = remake(x, y.codec, maker)
+    except BadBlock:
+        return _one_by_one(x, y, maker, literal=literal)
+    if all(np.array_equal(f, g) for f, g in zip(made.fields, y.fields, strict=True)):
+        return None
+    other = unlike(made, y)
+    rows = np.flatnonzero(other.any(-1))
+    return _judged(rows_of(x, rows), rows_of(y, rows), rows_of(made, rows), rows, other[rows], literal)
+
+
+def _one_by_one(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | None:
+    """Where some rows cannot be made at all: their units are misses, if they hold other values."""
+    count = x.fields[0].shape[0]
+    if count == 1:
+        units = np.ones((1, unit_count(y)), np.bool_)
+        return _judged(x, y, None, np.zeros(1, np.intp), units, literal)
+    half = count // 2
+    found = []
+    for start, stop in ((0, half), (half, count)):
+        part = misses(_slice(x, start, stop), _slice(y, start, stop), maker, literal=literal)
+        if part is not None:
+            found.append((start, part))
+    if not found:
+        return None
+    rows = np.concatenate([start + part.rows for start, part in found])
+    units, needless = (np.concatenate([getattr(part, f) for _, part in found]) for f in ("units", "needless"))
+    return Misses(rows, units, needless, None)
+
+
+def _judged(
+    x: Operand, y: Operand, made: Operand | None, rows: NDArray[np.intp], units: Flags, literal: bool
+) -> Misses | None:
+    """Of rows with other bits: those units that count, and those that need not have lost anything."""
+    if not decodable(x.codec):
+        return Misses(rows, units, units, made)
+    wanted = numbers(x)
+    if not literal:
+        units = units & _differ(wanted, numbers(y), units.shape[1])
+        kept = units.any(-1)
+        if not kept.any():
+            return None
+        rows, units, wanted = rows[kept], units[kept], wanted[kept]
+        made = rows_of(made, np.flatnonzero(kept)) if made else None
+    needless = units & ~_differ(wanted, numbers(made), units.shape[1]) if made else np.zeros_like(units)
+    return Misses(rows, units, needless, made)
+
+
+def unlike(made: Operand, y: Operand) -> Flags:
+    """bool [R, G]: units whose bits differ, of two operands in one codec."""
+    out: Flags = np.zeros((y.fields[0].shape[0], unit_count(y)), np.bool_)
+    for a, b in zip(_units(made), _units(y), strict=True):
+        out |= (a != b).any(-1)
+    return out
+
+
+def _units(rows: Operand) -> list[NDArray[np.uint8]]:
+    """The bytes of each unit, [R, G, n] of each stored tensor."""
+    return [
+        np.ascontiguousarray(f[:, 0]).reshape(f.shape[0], -1, n)
+        for f, n in zip(rows.fields, rows.codec.block_nbytes, strict=True)
+    ]
+
+
+def unit_count(rows: Operand) -> int:
+    """Units of one row."""
+    return int(rows.fields[0].shape[-1]) // rows.codec.block_nbytes[0]
+
+
+def rows_of(rows: Operand, which: NDArray[np.intp]) -> Operand:
+    """Some of the rows."""
+    return Operand(rows.codec, tuple(f[which] for f in rows.fields), 1)
+
+
+def _slice(rows: Operand, start: int, stop: int) -> Operand:
+    return Operand(rows.codec, tuple(f[start:stop] for f in rows.fields), 1)
+
+
+def numbers(rows: Operand) -> NDArray[np.float64]:
+    """float64 [R, K]."""
+    if rows.codec.name in OTHERS:
+        return values(rows, "F64")
+    with np.errstate(invalid="ignore"):
+        return np.ascontiguousarray(values(rows, "F32")).view(np.float32).astype(np.float64)
+
+
+def other_values(x: Operand, y: Operand) -> Flags:
+    """bool [R, G]: units of `y` that hold other values than `x` does."""
+    return _differ(numbers(x), numbers(y), unit_count(y))
+
+
+def _differ(a: NDArray[np.float64], b: NDArray[np.float64], units: int) -> Flags:
+    out: Flags = np.logical_or.reduce(differing(a, b).reshape(len(a), units, -1), axis=-1)
+    return out
+
+
+def described(x: Operand, y: Operand, made: Operand | None, unit: int) -> str:
+    """How a unit of the one row that each operand holds differs from what was made, in words: new, and then old."""
+    if made is None:
+        at = int(np.flatnonzero(differing(numbers(x), numbers(y))[0])[0])
+        return f"{numbers(y)[0, at]:.6g}, and the reference has {numbers(x)[0, at]:.6g}"
+    new, old = ([u[0, unit] for u in _units(side)] for side in (y, made))
+    if y.codec.format == MXFP4:
+        return _mxfp4(_scale_and_codes(y, unit), _scale_and_codes(made, unit), unit)
+    if y.codec.format == Q8_0:
+        return _q8_0(new[0], old[0], unit)
+    return _number(_plain(y, unit), _plain(made, unit), new[0], old[0])
+
+
+def _scale_and_codes(rows: Operand, unit: int) -> tuple[int, NDArray[np.uint8]]:
+    blocks, scales = rows.blocks_and_scales
+    return int(scales[0, 0, unit]), UNPACK[rows.codec.packing](blocks[0, 0, unit])
+
+
+def _mxfp4(new: tuple[int, NDArray[np.uint8]], old: tuple[int, NDArray[np.uint8]], unit: int) -> str:
+    codes = np.flatnonzero(new[1] != old[1])
+    if new[0] != old[0]:
+        return f"scale byte {new[0]}, not {old[0]}" + (f", and {len(codes)} codes" if codes.size else "")
+    first = int(codes[0])
+    return f"code {new[1][first]}, not {old[1][first]}, in column {unit * MXFP4.block + first}"
+
+
+def _q8_0(new: NDArray[np.uint8], old: NDArray[np.uint8], unit: int) -> str:
+    scales = [u[:2].view(np.float16)[0] for u in (new, old)]
+    if scales[0] != scales[1]:
+        return f"scale {scales[0]}, not {scales[1]}"
+    elements = [u[2:].view(np.int8) for u in (new, old)]
+    first = int(np.flatnonzero(elements[0] != elements[1])[0])
+    return f"{elements[0][first]}, not {elements[1][first]}, in column {unit * Q8_0.block + first}"
+
+
+def _plain(rows: Operand, unit: int) -> str | None:
+    """A number; None for a block that is only decoded as a whole, or not at all."""
+    if not decodable(rows.codec) or rows.codec.format.block != 1:
+        return None
+    return f"{numbers(rows)[0, unit]:.9g}"
+
+
+def _number(new: str | None, old: str | None, new_bytes: NDArray[np.uint8], old_bytes: NDArray[np.uint8]) -> str:
+    if new is not None and new != old:
+        return f"{new}, not {old}"
+    if new_bytes.size <= 8:
+        return f"bytes {new_bytes.tobytes().hex()}, not {old_bytes.tobytes().hex()}"
+    return "other bytes"
