@@ -4,7 +4,7 @@
     >>> ckpttool.convert("gpt-oss-20b", "gpt-oss-20b.gguf")
     >>> ckpttool.open_checkpoint("gpt-oss-20b.gguf").part("layer.7.gate")[3]
 
-Every name is loaded on first use; none of them needs torch.
+Every name is loaded on first use; none of them needs torch, but for `validate` at its level `forward`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckpttool.errors import CkptError
     from ckpttool.inspector import inspect
     from ckpttool.serving.estimator import estimate
+    from ckpttool.validator.validation import validate
     from ckpttool.verifier import verify
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "quantize",
+    "validate",
     "verify",
 ]
 
@@ -58,6 +60,7 @@ _HOMES = {
     "open_checkpoint": "checkpoint",
     "plan": "api",
     "quantize": "codecs.arrays",
+    "validate": "validator.validation",
     "verify": "verifier",
 }
 

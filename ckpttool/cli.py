@@ -318,6 +318,137 @@ def verify(target: str, as_json: bool, debug: bool) -> None:
         sys.exit(1)
 
 
+VALIDATE_EPILOG = f"""\b
+Levels, each with those before it:
+  structure  headers and side files: parts, shapes, config, tokenizer, chat template, end tokens
+  values     every part: bytes or values where a conversion keeps them, else how it was rounded, and the loss
+  forward    both models on one text: KL divergence, top-1, perplexity, drift and flips by layer ([torch] extra)
+
+\b
+What a lossy conversion may cost unless limits are given, by the format it went to:
+          --max-kl  --min-top1  --max-ppl-ratio  --min-sqnr
+  F16        0.001        0.99            1.005          60
+  BF16       0.005        0.98             1.01          45
+  Q8_0        0.01        0.97             1.02          35
+  MXFP4        0.2         0.8             1.15          15
+  others       0.2         0.8             1.15          12
+Where no value is lost, predictions may differ by the noise floor alone: the reference summed in another order.
+
+\b
+Examples:
+  ckpttool validate gpt-oss-20b gpt-oss-20b-bf16                    exact, or where it is not
+  ckpttool validate gpt-oss-20b gpt-oss-20b.gguf --level values     without torch
+  ckpttool validate my-finetune my-finetune-mxfp4 --html page.html  what quantizing cost, as a page
+  ckpttool validate my-finetune my.gguf --prompts chats.jsonl --reasoning-effort low
+  ckpttool validate my-finetune --via mxfp4 --via mxfp4:ocp --via gguf:q8_0 --csv recipes.csv
+
+{EXITS}
+1 here: the verdict is failed."""
+
+
+@cli.command(epilog=VALIDATE_EPILOG)
+@click.argument("reference", type=click.Path())
+@click.argument("candidate", type=click.Path(), required=False)
+@click.option(
+    "--level", **_words("structure", "values", "forward"), default="forward", show_default=True, help="How far to go."
+)
+@click.option("--text", type=click.Path(), metavar="FILE", help="What both predict. Default: a text of the package.")
+@click.option("--tokens", type=int, metavar="N", help="Of the text, in sequences of 512. Default: 2048; on a GPU 4096.")
+@click.option(
+    "--prompts",
+    type=click.Path(),
+    metavar="FILE.jsonl",
+    help='Conversations too, by the chat template: {"messages": [...], "answer": "..."} a line.',
+)
+@click.option("--reasoning-effort", **_words("low", "medium", "high"), help="What the template is told of --prompts.")
+@click.option(
+    "--device",
+    **_words("auto", "cpu", "cuda", "cuda:N"),
+    default="auto",
+    show_default=True,
+    help="Where the models run; auto takes a GPU of capability 8.0 or newer.",
+)
+@click.option("--max-kl", type=float, metavar="X", help="The most that the mean KL divergence may be, in nats.")
+@click.option("--min-top1", type=float, metavar="X", help="The least share of tokens with the same most probable one.")
+@click.option("--max-ppl-ratio", type=float, metavar="X", help="The most that perplexity may grow.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="The least SQNR of each lossy part and expert.")
+@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page of it ([report] extra).")
+@click.option(
+    "--via",
+    multiple=True,
+    metavar="FORM[:RECIPE]",
+    help="No CANDIDATE: convert to bf16, mxfp4, openai, gguf, gguf:q8_0 ... and back, and validate that.",
+)
+@click.option("--then", **_words("bf16", "gguf"), help="With --via: come back to this. Default: the form of REFERENCE.")
+@click.option("--csv", type=click.Path(), metavar="FILE", help="With --via: write the table too.")
+@_shared
+def validate(
+    reference: str,
+    candidate: str | None,
+    html: str | None,
+    via: tuple[str, ...],
+    then: str | None,
+    csv: str | None,
+    as_json: bool,
+    debug: bool,
+    **options: Any,
+) -> None:
+    """Say whether CANDIDATE is a right conversion of REFERENCE, and what it cost: exact, within budget, or failed.
+
+    Both may be in any dialect and container, here or remote. With --via, REFERENCE is converted, and back, instead.
+    """
+    from ckpttool import render
+    from ckpttool.errors import UsageError
+    from ckpttool.validator.validation import Asked, Validator
+
+    if via:
+        _refuse({"CANDIDATE": candidate, "--html": html}, "goes without --via")
+        _validate_round_trips(reference, via, then, csv, as_json, options)
+        return
+    _refuse({"--then": then, "--csv": csv}, "goes with --via")
+    if candidate is None:
+        raise UsageError("CANDIDATE is missing", hint="give it, or --via mxfp4 for a round trip")
+    if html is not None:
+        render.check_place(html)
+    validator = Validator(reference, candidate, Asked(**options))
+    with render.progress(validator.nbytes, "validating", quiet=as_json or not validator.nbytes) as advance:
+        report = validator.run(progress=advance)
+    if html is not None:
+        render.save_validation_page(report, html)
+    render.show_validation(report, as_json)
+    if html is not None:
+        render.show_place(html, as_json)
+    if not report.ok:
+        sys.exit(1)
+
+
+def _validate_round_trips(
+    source: str, vias: tuple[str, ...], then: str | None, csv: str | None, as_json: bool, options: dict[str, Any]
+) -> None:
+    from ckpttool import render
+    from ckpttool.validator import round_trips
+
+    if csv is not None:
+        render.check_csv_place(csv)
+    report = round_trips.round_trips(source, vias, then=then, progress=render.steps(quiet=as_json), **options)
+    if csv is not None:
+        render.save_round_trips_csv(report, csv)
+    render.show_round_trips(report, as_json)
+    if csv is not None:
+        render.show_place(csv, as_json, "table")
+    if not report.ok:
+        sys.exit(1)
+
+
+def _refuse(given: dict[str, str | None], where: str) -> None:
+    """UsageError for the first that is given."""
+    from ckpttool.errors import UsageError
+
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} {where}", hint="ckpttool validate --help shows both forms")
+
+
 def main() -> NoReturn:
     """Run the command line."""
     cli_process.run(cli)

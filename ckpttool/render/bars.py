@@ -29,6 +29,11 @@ def progress(total: int, verb: str, *, quiet: bool) -> Iterator[Callable[[int], 
         yield bar.update
 
 
+def steps(*, quiet: bool) -> Callable[[str], None]:
+    """A line on stderr for each thing that is begun; nothing where `quiet`."""
+    return (lambda doing: None) if quiet else (lambda doing: tell(f"{doing}\n"))
+
+
 class _PlainProgress:
     """For logs: done, rate and time left, twice a minute."""
 

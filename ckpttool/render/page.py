@@ -236,11 +236,11 @@ def write_page(path: str | os.PathLike[str], document: str) -> None:
         raise _unwritable(target, e) from e
 
 
-def show_place(path: str, as_json: bool) -> None:
-    """Say where the page is; JSON stands alone."""
+def show_place(path: str, as_json: bool, what: str = "page") -> None:
+    """Say where the page, or other file, is; JSON stands alone."""
     if not as_json:
         say()
-        say(f"page: {shown(path, MESSAGE_LIMIT)}")
+        say(f"{what}: {shown(path, MESSAGE_LIMIT)}")
 
 
 def _unwritable(target: Path, error: OSError) -> LocalIOError:

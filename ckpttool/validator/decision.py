@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ckpttool.validator.budgets import EXACT, FAILED, Budget, Verdict, budget_for, verdict
+from ckpttool.validator.budgets import EXACT, FAILED, Budget, Verdict, verdict
 from ckpttool.validator.failures import Failure
 
 if TYPE_CHECKING:
-    from ckpttool.comparison.parts import PartComparison
-    from ckpttool.validator.report import Predictions
+    from ckpttool.validator.report import Forward, Predictions
 
 ENOUGH_TOKENS: Final = 256
 """Fewer tokens of answers decide nothing, unless limits were asked for: their top-1 is off by too much."""
@@ -22,29 +21,19 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def budget_asked(parts: Iterable[PartComparison], limits: Mapping[str, float]) -> Budget:
-    """The default for these parts with the `limits` asked for, which its name says, so that each can be traced."""
-    default = budget_for(parts)
-    if not limits:
-        return default
-    told = " ".join(f"{option(name)} {value:g}" for name, value in limits.items())
-    return replace(default.overridden(**limits), name=f"{default.name}; {told}")
-
-
 def decide(
     failures: Sequence[Failure],
     fidelity: str | None,
     budget: Budget,
-    on_text: Predictions | None,
-    on_prompts: Predictions | None,
-    *,
-    asked: bool,
+    forward: Forward | None,
+    asked: Mapping[str, float],
 ) -> Verdict:
-    """The verdict on the text, and on the prompts where they are enough to decide; `asked`: limits were given."""
-    judged = _judged(failures, fidelity, budget, on_text)
-    if on_prompts is None or not decides(on_prompts, asked):
+    """The verdict on the text, and on the prompts where they are enough to decide; `asked` are limits of the user's."""
+    named = replace(budget, name="; ".join([budget.name, *(f"{option(k)} {v:g}" for k, v in asked.items())]))
+    judged = _judged(failures, fidelity, named, forward.on_text if forward else None)
+    if forward is None or forward.on_prompts is None or not decides(forward.on_prompts, asked):
         return judged
-    more = _judged((), fidelity, replace(budget, min_sqnr=None), on_prompts)
+    more = _judged((), fidelity, replace(named, min_sqnr=None), forward.on_prompts)
     told = tuple(f"on prompts, {what}" for what in more.decided)
     if (judged.verdict == FAILED) != (more.verdict == FAILED):
         return judged if judged.verdict == FAILED else Verdict(FAILED, told)
@@ -59,9 +48,9 @@ def _judged(failures: Sequence[Failure], fidelity: str | None, budget: Budget, f
     )  # fmt: skip
 
 
-def decides(on_prompts: Predictions, asked: bool) -> bool:
+def decides(on_prompts: Predictions, asked: Mapping[str, float]) -> bool:
     """Whether the figures on prompts are held to the budget."""
-    return asked or on_prompts.metrics.tokens >= ENOUGH_TOKENS
+    return bool(asked) or on_prompts.metrics.tokens >= ENOUGH_TOKENS
 
 
 def own_failures(judged: Verdict, failures: Sequence[Failure], first_diverging: str | None) -> Iterator[Failure]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.comparison.pairs import Holding, holdings
 from ckpttool.errors import CkptError, InputError, UsageError, first_line
-from ckpttool.validator.decision import ENOUGH_TOKENS, budget_asked, decide, decides, option, own_failures
+from ckpttool.validator.budgets import budget_for
+from ckpttool.validator.decision import ENOUGH_TOKENS, decide, decides, option, own_failures
 from ckpttool.validator.report import LEVELS, Side, Validation
 from ckpttool.validator.structure import Structure, check_structure
 
@@ -151,17 +152,17 @@ class Validator:
     def _report(self, values: ValuesFound | None, found: Found | None) -> Validation:
         fidelity = values.fidelity if values else None
         parts = values.parts if values else ()
-        budget = budget_asked((p.compared for p in parts), self._asked.limits)
+        budget = budget_for(p.compared for p in parts).overridden(**self._asked.limits)
         failures = [*self._structure.failures, *(values.failures if values else ()), *(found.failures if found else ())]
-        predictions = (found.forward.on_text, found.forward.on_prompts) if found else (None, None)
-        judged = decide(failures, fidelity, budget, *predictions, asked=bool(self._asked.limits))
-        place = found.forward.first_diverging if found else None
+        forward = found.forward if found else None
+        judged = decide(failures, fidelity, budget, forward, self._asked.limits)
+        place = forward.first_diverging if forward else None
         sides = holdings(self._reference, self._candidate)
         return Validation(
             "validation.v1", side(self._reference, sides[0]), side(self._candidate, sides[1]), self._asked.level,
             judged.verdict, judged.decided, fidelity, (*failures, *own_failures(judged, failures, place)), budget,
-            self._asked.limits, parts, found.forward.on_text.metrics if found else None, found.layers if found else (),
-            found.forward if found else None, tuple(dict.fromkeys(self._notes(values, found))),
+            self._asked.limits, parts, forward.on_text.metrics if forward else None, found.layers if found else (),
+            forward, tuple(dict.fromkeys(self._notes(values, found))),
         )  # fmt: skip
 
     def _notes(self, values: ValuesFound | None, found: Found | None) -> Iterator[str]:
@@ -172,7 +173,7 @@ class Validator:
         if unused := self._asked.unused():
             yield f"{', '.join(unused)}: without effect at level {self._asked.level}"
         on_prompts = found.forward.on_prompts if found else None
-        if on_prompts and not decides(on_prompts, bool(self._asked.limits)):
+        if on_prompts and not decides(on_prompts, self._asked.limits):
             n = on_prompts.metrics.tokens
             yield f"{n:,} tokens of answers are too few to hold them to the budget; {ENOUGH_TOKENS} decide"
         for side, checkpoint in (("reference", self._reference), ("candidate", self._candidate)):
