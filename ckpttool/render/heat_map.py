@@ -64,11 +64,16 @@ class HeatMap:
     blank: tuple[str, str] = ("none", "none")
 
 
-def ends(view: View, flagged: Container[tuple[int, int]] = ()) -> tuple[float, float]:
-    """The values at both ends of the ramp."""
-    known = [
+def _on_ramp(view: View, flagged: Container[tuple[int, int]]) -> list[float]:
+    """The values that have a colour of the ramp."""
+    return [
         v for r, row in enumerate(view.values) for c, v in enumerate(row) if v is not None and (r, c) not in flagged
     ]
+
+
+def ends(view: View, flagged: Container[tuple[int, int]] = ()) -> tuple[float, float]:
+    """The values at both ends of the ramp."""
+    known = _on_ramp(view, flagged)
     if not known:
         return 0.0, 0.0
     most = max(abs(min(known)), abs(max(known)))
@@ -105,11 +110,7 @@ def heat_map(key: str, caption: str, chart: HeatMap, tab: str | None = None) -> 
         f"{view.name} from {low:.{view.digits}f} to {top:.{view.digits}f}"
     )
     drawing = svg(_spec(chart, wide, high), says)
-    swatches = "".join(f'<span class="swatch" style="background:{c}"></span>' for c in view.ramp)
-    legend = (
-        f'<ul class="legend ramp" aria-label="Colours"><li>{_number(low, view)}</li><li>{swatches}</li>'
-        f"<li>{_number(top, view)}</li></ul>{_apart(chart)}"
-    )
+    legend = f'<ul class="legend ramp" aria-label="Colours">{_ramp(chart, view)}</ul>{_apart(chart)}'
     choice = ""
     if len(chart.views) > 1:
         options = "".join(f"<option>{text(v.name)}</option>" for v in chart.views)
@@ -122,6 +123,15 @@ def heat_map(key: str, caption: str, chart: HeatMap, tab: str | None = None) -> 
         f'aria-label="Cells; the arrow keys move between them">{drawing}</div>'
         f"{data_block(f'{key}-data', data)}</figure>"
     )
+
+
+def _ramp(chart: HeatMap, view: View) -> str:
+    """The ramp between the values at its ends; nothing where there are none."""
+    low, top = ends(view, chart.flagged)
+    if not _on_ramp(view, chart.flagged):
+        return ""
+    swatches = "".join(f'<span class="swatch" style="background:{c}"></span>' for c in view.ramp)
+    return f"<li>{_number(low, view)}</li><li>{swatches}</li><li>{_number(top, view)}</li>"
 
 
 def _apart(chart: HeatMap) -> str:

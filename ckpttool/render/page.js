@@ -47,7 +47,7 @@
   }
   function range(view, flagged) {
     const known = view.values.flatMap((row, r) => row.filter((v, c) => v !== null && !(`${r},${c}` in flagged)));
-    if (!known.length) return [0, 0];
+    if (!known.length) return null;
     let low = known[0], high = known[0];
     for (const v of known) { if (v < low) low = v; if (v > high) high = v; }
     const most = Math.max(Math.abs(low), Math.abs(high));
@@ -57,7 +57,8 @@
     if (high <= low) return STEPS - 1 >> 1;
     return Math.min(STEPS - 1, Math.floor((value - low) / (high - low) * STEPS));
   }
-  function legend(list, view, [low, high]) {
+  function legend(list, view, ends) {
+    if (!ends) return list.replaceChildren();
     const text = (value) => { const s = document.createElement("li"); s.textContent = number(value, view); return s; };
     const swatches = view.ramp.map((colour) => {
       const item = document.createElement("span");
@@ -67,7 +68,7 @@
     });
     const ramp = document.createElement("li");
     ramp.append(...swatches);
-    list.replaceChildren(text(low), ramp, text(high));
+    list.replaceChildren(text(ends[0]), ramp, text(ends[1]));
   }
   for (const map of document.querySelectorAll(".map")) {
     const data = JSON.parse(document.getElementById(map.dataset.map).textContent);
@@ -85,8 +86,8 @@
       frame.setAttribute("x", x0 + column * wide);
       frame.setAttribute("y", y0 + row * high);
       frame.setAttribute("visibility", "visible");
-      const lines = data.views.map((view) => `${view.name}: ${number(view.values[row][column], view) ?? data.blank[1]}`);
       const why = data.flagged[`${row},${column}`];
+      const lines = data.views.map((view) => `${view.name}: ${number(view.values[row][column], view) ?? (why ? "none" : data.blank[1])}`);
       if (why) lines.unshift(why);
       if (data.bars?.[row][column]) lines.push(`${data.spread}:`);
       return [`${data.row} ${data.rows[row]}, ${data.column} ${data.columns[column]}`, ...lines].join("\n");

@@ -17,9 +17,11 @@ from ckpttool.render.log_axis import LogAxis, log_axis
 
 WIDE, HALF, NARROW = 1180, 580, 366
 """Widths of a drawing: across the page, beside something else, and in a narrow window."""
-LEFT, NEAR, RIGHT, TOP = 74, 50, 12, 8
+LEFT, NEAR, RIGHT, TOP = 74, 50, 20, 8
 """Room around a plot: those along places have the same, so that what lies above each other is the same place."""
-DASHED = [4, 4]
+FEWEST = 4
+"""The height of an axis of counts at least, so that its steps are whole."""
+DASHED, DOTTED = [5, 4], [1, 4]
 WORD = 2.1 * FONT
 """Pixels that a word below an axis has to its next number."""
 
@@ -50,13 +52,17 @@ def _both(draw: Callable[[int], str], wide: int = WIDE) -> str:
 
 
 def lines(places: Places, series: Sequence[Series], floor: Sequence[float | None], says: str, mark: str | None) -> str:
-    """Lines over a floor, which is drawn as steps; `mark` is the place that a dashed line points out."""
+    """Lines over a floor, which is drawn as steps; `mark` is the place that a dashed line points out.
+
+    The first of `series` lies above the others.
+    """
     given = [v for s in (*[s.values for s in series], floor) for v in s if v is not None]
     axis = log_axis(given)
     points = [
         {"x": label, "y": axis.at(v), "s": n, "run": label if label in places.apart else "",
          "fill": s.colour if math.isfinite(v) else "var(--error)", "shape": s.shape if math.isfinite(v) else "cross"}
-        for n, s in enumerate(series) for label, v in zip(places.labels, s.values, strict=True) if v is not None
+        for n, s in reversed([*enumerate(series)])
+        for label, v in zip(places.labels, s.values, strict=True) if v is not None
     ]  # fmt: skip
     steps = [
         {"x": label, "y": axis.at(v)} for label, v in zip(places.labels, floor, strict=True) if v is not None and v > 0
@@ -97,7 +103,7 @@ def columns(places: Places, heights: Sequence[float], floor: Sequence[float], ti
         {"x": label, "h": h, "f": f} for label, h, f in zip(places.labels, heights, floor, strict=True)
         if label not in places.apart
     ]  # fmt: skip
-    most = max((1e-9, *heights, *floor))
+    most = max((FEWEST, *heights, *floor))
 
     def draw(width: int) -> str:
         band = {"x": {"scale": "x", "field": "x", "band": 0.14}, "width": {"scale": "x", "band": 0.72}}
@@ -181,7 +187,7 @@ def spread(bins: Bins, rules: Sequence[Rule], axis: LogAxis, x_title: str, y_tit
             {"orient": "bottom", "scale": "x", "title": x_title, "labelOverlap": True, **_labelled(axis)},
         ]
         padding = {"left": NEAR, "right": RIGHT, "top": TOP, "bottom": 42}
-        spec = {"width": inner, "height": 190, "padding": padding, "autosize": "none", "data": data,
+        spec = {"width": inner, "height": 250, "padding": padding, "autosize": "none", "data": data,
                 "scales": scales, "axes": axes, "marks": marks}  # fmt: skip
         return svg(spec, says)
 
@@ -217,7 +223,7 @@ def _breaks(axis: LogAxis, *, across: bool) -> Iterator[dict[str, Any]]:
         other = "x" if across else "y"
         place = {"scale": scale, "field": "data"}
         span = {other: {"value": 0}, f"{other}2": {"signal": "width" if across else "height"}}
-        enter = {scale: place, **span, "stroke": {"value": MUTED}, "strokeDash": {"value": DASHED}}
+        enter = {scale: place, **span, "stroke": {"value": MUTED}, "strokeDash": {"value": DOTTED}}
         yield {"type": "rule", "from": {"data": "breaks"}, "aria": False, "encode": {"enter": enter}}
 
 

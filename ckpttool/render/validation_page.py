@@ -7,9 +7,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from ckpttool.render.page import Section, code, facts, number, page, text, tiles, write_page
-from ckpttool.render.validation_charts import drift_chart, flip_chart, kl_histogram, sqnr_maps, usage_map
+from ckpttool.render.validation_budget import budget_table
+from ckpttool.render.validation_charts import drift_chart, flip_chart, kl_histogram, way
+from ckpttool.render.validation_maps import sqnr_maps, usage_map
 from ckpttool.render.validation_tables import (
-    budget_table,
     expert_table,
     failure_table,
     layer_table,
@@ -101,12 +102,13 @@ def _tiles(report: Validation) -> list[tuple[str, str, str]]:
     if m is not None and f is not None:
         floor = f"noise floor {number(f.on_text.noise.kl_mean, 2)}"
         rows.append(("Mean KL, nats", number(m.kl_mean, 3), floor))
-        rows.append(("Top-1 agreement", _percent(m.top1), f"\u00b1 {_percent(m.top1_se)}"))
+        agreed = "\u2013" if m.top1 is None else share(m.top1)
+        rows.append(("Top-1 agreement", agreed, "" if m.top1_se is None else f"\u00b1 {share(m.top1_se)}"))
         ratio = "\u2013" if m.ppl_ratio is None else f"{m.ppl_ratio:.4f}"
-        error = f"\u00b1 {number(m.ppl_ratio_se, 2)}; {number(m.ppl_candidate)} / {number(m.ppl_reference)}"
-        rows.append(("Perplexity ratio", ratio, error))
-        first = (f.first_diverging or "none").replace("layer.", "layer ")
-        rows.append(("First beyond noise", first, "" if f.first_diverging else "drift is noise everywhere"))
+        error = "" if m.ppl_ratio_se is None else f"\u00b1 {number(m.ppl_ratio_se, 2)}; "
+        both = "" if m.ppl_ratio is None else f"{number(m.ppl_candidate)} / {number(m.ppl_reference)}"
+        rows.append(("Perplexity ratio", ratio, error + both))
+        rows.append(("First beyond noise", *_first_beyond(report)))
     failures = len(report.failures)
     layers = len({x.layer for x in report.failures if x.layer is not None})
     where = f"in {layers:,} {'layer' if layers == 1 else 'layers'}" if layers else "" if failures else "nothing failed"
@@ -114,8 +116,15 @@ def _tiles(report: Validation) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _percent(value: float | None) -> str:
-    return "\u2013" if value is None else share(value)
+def _first_beyond(report: Validation) -> tuple[str, str]:
+    """The first place whose drift is more than noise, and by how much."""
+    assert report.forward is not None
+    name = report.forward.first_diverging
+    if name is None:
+        return "none", "drift is noise everywhere"
+    found = next((p for p in way(report) if p.name == name), None)
+    drift = "" if found is None else f"drift {number(found.values[0], 2)}, floor {number(found.noise, 2)}"
+    return name.replace("layer.", "layer "), drift
 
 
 def _failures(report: Validation) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpttool.render.page import Cell, Column, code, figure, more, number, table, text, whole
-from ckpttool.render.validation_charts import Wrong, experts, way
+from ckpttool.render.validation_charts import way
+from ckpttool.render.validation_maps import Wrong, experts
 
 if TYPE_CHECKING:
     from ckpttool.comparison.parts import PartComparison
@@ -29,105 +29,20 @@ def failure_table(report: Validation) -> str:
     """What failed, and where."""
     columns = (Column("level"), Column("layer", True), Column("part"), Column("what"))
     rows = [
-        (Cell(text(f.level)), whole(f.layer), Cell(code(f.part) if f.part else "\u2013"), Cell(text(f.what, 1000)))
+        (Cell(text(f.level)), whole(f.layer), _named(f.part) if f.part else Cell("\u2013"), _what(f.what))
         for f in report.failures
     ]  # fmt: skip
     shown = table("failure-table", "Failures", columns, rows[:MOST_ROWS], search=len(rows) > SEARCHED)
     return shown + more(len(rows) - MOST_ROWS)
 
 
-@dataclass(frozen=True)
-class Limit:
-    """One line of the budget: `measured` is None where nothing was; `kept` None where it does not decide."""
-
-    name: str
-    key: str
-    limit: str
-    whose: str
-    measured: float | None
-    where: str
-    kept: bool | None
+def _named(part: str) -> Cell:
+    """A part's name, with room for the usual ones."""
+    return Cell(f'<div class="part">{code(part)}</div>')
 
 
-def limits(report: Validation) -> list[Limit]:
-    """What was asked of the candidate, what came of it."""
-    b, m = report.budget, report.metrics
-    out = []
-    figures = (
-        ("mean KL", "max_kl", b.max_kl, m.kl_mean if m else None, "at most"),
-        ("top-1 agreement", "min_top1", b.min_top1, m.top1 if m else None, "at least"),
-        ("perplexity ratio", "max_ppl_ratio", b.max_ppl_ratio, m.ppl_ratio if m else None, "at most"),
-    )
-    for name, key, limit, value, word in figures:
-        if limit is not None:
-            kept = None if value is None else value <= limit if word == "at most" else value >= limit
-            out.append(Limit(name, key, f"{word} {limit:g}", _whose(report, key), value, "on the text", kept))
-    return [*out, *_of_equal_values(report), *_signal(report)]
-
-
-def _whose(report: Validation, key: str) -> str:
-    return "asked for" if key in report.asked else f"default of {report.budget.name}"
-
-
-def _of_equal_values(report: Validation) -> Iterator[Limit]:
-    """Where every value is equal, predictions may differ by what rounding explains."""
-    from ckpttool.validator.budgets import FLOOR_FACTOR, SMALLEST_FLOOR
-
-    if report.forward is None or report.metrics is None or report.fidelity not in ("bytes", "values"):
-        return
-    value, floor = report.metrics.kl_mean, report.forward.on_text.noise.kl_mean or 0.0
-    limit = max(SMALLEST_FLOOR, FLOOR_FACTOR * floor)
-    kept = None if value is None else value <= limit
-    whose = "what rounding explains"
-    yield Limit("mean KL of equal values", "floor", f"at most {number(limit, 2)}", whose, value, "on the text", kept)
-
-
-def _signal(report: Validation) -> Iterator[Limit]:
-    """The worst SQNR of the lossy parts in each format, and of their experts."""
-    from ckpttool.validator.budgets import budget_of
-
-    held: dict[str, list[PartResult]] = {}
-    asked = report.asked.get("min_sqnr")
-    for p in report.parts:
-        proved = asked is None and p.proof not in (None, "budget")
-        if p.compared.status == "lossy" and p.claim not in ("bytes", "values") and not proved:
-            held.setdefault(p.compared.format_b or "?", []).append(p)
-    for name, parts in held.items():
-        limit = asked if asked is not None else budget_of(name).min_sqnr
-        if limit is None:
-            continue
-        value, where = min((found for p in parts for found in _decibels(p.compared)), default=(None, ""))
-        if value is not None and not math.isfinite(value):
-            value, where = None, f"{where} has no signal left"
-        kept = all(p.proof is not None for p in parts)
-        whose = "asked for" if asked is not None else f"default of {budget_of(name).name}"
-        yield Limit(f"SQNR of {name} parts", "min_sqnr", f"at least {limit:g} dB", whose, value, where, kept)
-
-
-def _decibels(p: PartComparison) -> Iterator[tuple[float, str]]:
-    """SQNR of a part and of each expert, and where that is."""
-    for sqnr, where in ((p.sqnr, p.part), *((e.sqnr, f"{p.part}, expert {e.expert}") for e in p.experts)):
-        yield (-math.inf if sqnr is None else sqnr), where
-
-
-def budget_table(report: Validation) -> str:
-    """Each limit, whose it is, and whether it was kept."""
-    rows = [
-        (Cell(text(x.name)), Cell(text(x.limit)), Cell(text(x.whose)), figure(x.measured), Cell(text(x.where)),
-         Cell(_kept(x.kept)))
-        for x in limits(report)
-    ]  # fmt: skip
-    if not rows:
-        return "<p>Nothing may be lost: every part\u2019s conversion keeps its values.</p>" if report.parts else ""
-    columns = (Column("limit"), Column("allowed"), Column("whose"), Column("measured", True), Column("where"),
-               Column("kept"))  # fmt: skip
-    return table("budget-table", "Budget", columns, rows, sort=False)
-
-
-def _kept(kept: bool | None) -> str:
-    if kept is None:
-        return '<span class="muted">not measured</span>'
-    return '<span class="good">\u2713 kept</span>' if kept else '<span class="bad">\u2717 not kept</span>'
+def _what(words: str) -> Cell:
+    return Cell(f'<div class="what">{text(words, 1000)}</div>')
 
 
 METRICS = (
@@ -253,8 +168,8 @@ def _rank(w: Wrong) -> tuple[bool, float]:
 def _expert(w: Wrong) -> tuple[Cell, ...]:
     e = w.error
     return (
-        Cell(code(w.part.compared.part)), whole(e.expert), figure(e.sqnr), figure(e.relative), figure(e.max_abs),
-        whole(e.differing), Cell(text(w.why or "within its budget")),
+        _named(w.part.compared.part), whole(e.expert), figure(e.sqnr), figure(e.relative), figure(e.max_abs),
+        whole(e.differing), _what(w.why or "within its budget"),
     )  # fmt: skip
 
 
@@ -277,19 +192,19 @@ def _part(p: PartResult) -> tuple[Cell, ...]:
     c = p.compared
     came = STATUS[c.status] if c.status is not None else "not compared"
     if c.status == "shape":
-        came += f"<div class=sub>{_shape(c.shape_a)} / {_shape(c.shape_b)}</div>"
+        came += f'<div class="sub">{_shape(c.shape_a)} / {_shape(c.shape_b)}</div>'
     proof = text(p.proof) if p.proof else '<span class="bad">none</span>' if c.status is not None else "\u2013"
     odd = f'<div class="sub">{c.nonfinite:,} not finite</div>' if c.nonfinite else ""
     differing = Cell("\u2013") if c.differing is None else Cell(f"{c.differing:,}{odd}", c.differing)
     return (
-        Cell(code(c.part)), Cell(_formats(c)), Cell(text(p.claim or "\u2013")), Cell(came), Cell(proof), differing,
+        _named(c.part), Cell(_formats(c)), Cell(text(p.claim or "\u2013")), Cell(came), Cell(proof), differing,
         figure(c.max_abs), figure(c.relative), figure(c.sqnr), Cell(_place(c)),
     )  # fmt: skip
 
 
 def _formats(c: PartComparison) -> str:
     a, b = text(c.format_a or "\u2013"), text(c.format_b or "\u2013")
-    return a if a == b else f'<span class="nowrap">{a} \u2192</span> {b}'
+    return a if a == b else f"{a} \u2192 {b}"
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
