@@ -250,7 +250,7 @@ Examples:
 
 @cli.command(epilog=DOCTOR_EPILOG)
 @click.argument("source", type=click.Path(), required=False)
-@click.option("--gpu", metavar="NAME|sm_N|cpu", help="As if this GPU were here: T4, H100, sm_120, MI300X ...")
+@click.option("--gpu", metavar="NAME|sm_N|cpu", help="As if this were here: T4, sm_120, MI300X, 4 x L40S ...")
 @click.option("--python", type=click.Path(), metavar="PATH", help="The packages of this interpreter or environment.")
 @click.option("--with", "extra", multiple=True, metavar="PKG=VERSION", help="As if it were installed; none: as if not.")
 @click.option("--log", type=click.Path(allow_dash=True), metavar="FILE|-", help="Look for known messages in a log.")

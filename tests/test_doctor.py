@@ -23,6 +23,7 @@ from unittest import mock
 
 import header_checkpoints
 import llamacpp
+import model_families
 import numpy as np
 import pytest
 import range_server
@@ -33,12 +34,12 @@ from packaging.version import Version as PackagingVersion
 import ckpttool
 from ckpttool.doctor import probe, tables
 from ckpttool.doctor.facts import GPT_OSS_20B, GPT_OSS_120B, CheckpointFacts, checkpoint_facts
-from ckpttool.doctor.gpus import GIB, Gpu, named
+from ckpttool.doctor.gpus import GIB, Gpu, named, several
 from ckpttool.doctor.judge import Verdict, judge, judge_runtime
 from ckpttool.doctor.logs import matches, messages
 from ckpttool.doctor.probe import Environment
 from ckpttool.doctor.versions import Range, Version
-from ckpttool.doctor.ways import ways_out
+from ckpttool.doctor.ways import fits_on, ways_out
 from ckpttool.errors import InputError, UsageError
 from ckpttool.gpus import gpu_models
 
@@ -89,7 +90,7 @@ def test_what_is_no_version_is_refused(text: str) -> None:
      ("L4", "8.9", 22.5), ("L40S", "8.9", 45), ("RTX 3090", "8.6", 24), ("rtx4090", "8.9", 24), ("5090", "12.0", 31.8),
      ("H100", "9.0", 79.6), ("NVIDIA H200", "9.0", 140.4), ("B200", "10.0", 179), ("GB200", "10.0", None),
      ("B300", "10.3", None), ("GB10", "12.1", None), ("sm_90", "9.0", None), ("sm_103", "10.3", None),
-     ("sm_120a", "12.0", None), ("7.5", "7.5", None)],
+     ("sm_120a", "12.0", None), ("sm_75", "7.5", None)],
 )  # fmt: skip
 def test_nvidia_gpus_by_name(name: str, capability: str, gib: float | None) -> None:
     gpu = named(name)
@@ -613,7 +614,49 @@ def test_more_gpus_are_proposed_where_one_is_too_small() -> None:
     (way,), _ = ways(one, GPT_OSS_120B, V)
     assert "--tensor-parallel-size 4" in way.command
     four = replace(one, gpus=(named("RTX 4090"),) * 4)
-    assert ways(four, GPT_OSS_120B, V) == ([], [])
+    (way,), _ = ways(four, GPT_OSS_120B, V)  # which are here: together they hold it, by a flag
+    assert (way.fits, way.note) == (True, "on 4 of the 4 GPUs here, together")
+    assert "--tensor-parallel-size 4" in way.command
+    two = replace(one, gpus=(named("RTX 4090"),) * 2)
+    (way,), _ = ways(two, GPT_OSS_120B, V)
+    assert (way.fits, way.note) == (None, "on 4 GPUs like the first of the 2 here")
+
+
+def test_whose_memory_holds_the_weights() -> None:
+    """No RTX 4090 has 120b's 60.8 GiB, four do together; vLLM splits by powers of two, OpenAI's code uses one."""
+    four = Environment(named("RTX 4090"), (named("RTX 4090"),) * 4)
+    counts = {r: fits_on(GPT_OSS_120B.nbytes, four, GPT_OSS_120B, r) for r in (T, V, U, L, O)}
+    assert counts == {T: 3, V: 4, U: 3, L: 3, O: 0}
+    six = replace(four, gpus=(named("RTX 4090"),) * 6)
+    assert fits_on(GPT_OSS_120B.bf16_nbytes // 2, six, GPT_OSS_120B, V) == 0  # 108.8 GiB: eight would do
+    assert fits_on(GPT_OSS_120B.bf16_nbytes // 2, six, GPT_OSS_120B, T) == 5
+    mixed = Environment(named("H100"), (named("H100"), named("RTX 4090")))
+    assert fits_on(100 * GIB, mixed, None, T) == 2
+    assert fits_on(45 * GIB, mixed, None, V) == 1
+    assert fits_on(75 * GIB, mixed, None, V) == 0  # each would take half, which the smaller has no room for
+    assert fits_on(1, Environment(named("sm_90"), (named("sm_90"),) * 2), None, T) is None
+
+
+def test_several_gpus_by_name() -> None:
+    assert several("4 x H100") == (named("H100"),) * 4
+    assert several("2xl4") == (named("l4"),) * 2
+    assert several("H100") == (named("H100"),)
+    assert several("RX 7900 XTX") == (named("RX 7900 XTX"),)
+    assert [g.memory for g in several("2 x 80GB")] == [named("H100").memory] * 2
+    with pytest.raises(UsageError):
+        several("0 x H100")
+
+
+NUMBERS = [("96", "sm_96", "96GB"), ("9.0", "sm_90", "9.0GB"), ("120", "sm_120", "120GB")]
+
+
+@pytest.mark.parametrize(("text", "sm", "size"), NUMBERS)
+def test_a_number_alone_is_neither_a_capability_nor_a_size(text: str, sm: str, size: str) -> None:
+    result = run("doctor", "--gpu", text, "--json")
+    (error,) = result.document["errors"]
+    assert (result.code, error["kind"]) == (2, "usage")
+    assert sm in error["hint"] and size in error["hint"]
+    assert named("4090") == replace(named("RTX 4090"), name="4090")  # a name
 
 
 def test_a_bf16_checkpoint_weighs_what_mxfp4_weighs_once_it_is_converted() -> None:
@@ -667,6 +710,44 @@ def test_nvidia_smi_names_gpu_capability_memory_and_driver(path: Path) -> None:
     here = probe.probe()
     assert here.gpu == Gpu("NVIDIA H100 80GB HBM3", "cuda", "9.0", memory=81559 << 20)
     assert (len(here.gpus), here.driver, here.assumed, here.notes) == (2, "550.54.15", False, ())
+
+
+SEEN: dict[str | None, tuple[list[int], bool]] = {
+    None: ([80, 24, 48], False), "1": ([24], True), "2,0": ([48, 80], True), "0,1,2": ([80, 24, 48], False),
+    "": ([], True), "-1": ([], True), "0,7,1": ([80], True), "GPU-8f2c": ([80, 24, 48], True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", SEEN)
+def test_cuda_visible_devices(variable: str | None) -> None:
+    sizes, noted = SEEN[variable]
+    gpus = tuple(Gpu(f"{n}", "cuda", "9.0", memory=n) for n in (80, 24, 48))
+    seen, note = probe._visible(gpus, variable)
+    assert ([g.memory for g in seen], note is not None) == (sizes, noted)
+
+
+def test_several_gpus_here_and_whose_memory_is_meant(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    source = header_checkpoints.write_headers(tmp_path / "gpt-oss-120b", "120b")
+    program(path, "nvidia-smi", "\n".join(["NVIDIA L40S, 8.9, 46068, 570.0"] * 4))
+    asked = (source, "--with", "vllm=0.33.0", "--with", "torch=2.9.0+cu128")
+    report = document(*asked)
+    where = report["environment"]
+    assert (where["gpus"], len(where["cards"])) == (4, 4)
+    assert (where["memory_bytes"], where["memory_bytes_together"]) == (46068 << 20, 4 * 46068 << 20)
+    rows = {r["runtime"]: r for r in report["runtimes"]}
+    assert (rows[V]["fits"], rows[V]["fits_on"]) == (True, 2)
+    assert "--tensor-parallel-size 2" in rows[V]["ways"][0]["command"]
+    assert [(p["fits"], p["fits_on"]) for p in report["prices"]] == [(True, 2), (False, 0)]
+    out = run("doctor", *asked).out
+    assert "on 4 x NVIDIA L40S, compute capability 8.9, 45.0 GiB each, 180.0 GiB together" in out
+    assert "60.8 GiB as stored (fits 2 GPUs together), 217.6 GiB bf16 (does not fit 4 GPUs)" in out
+    program(path, "nvidia-smi", "NVIDIA L40S, 8.9, 46068, 570.0\nNVIDIA L4, 8.9, 23034, 570.0")
+    out = run("doctor", *asked).out
+    assert "on 2 GPUs of 67.5 GiB together, the first NVIDIA L40S" in out
+    assert "the verdicts are about NVIDIA L40S; other GPUs here: NVIDIA L4" in out
 
 
 def test_an_old_nvidia_smi_without_capabilities(path: Path) -> None:
@@ -936,6 +1017,21 @@ def test_another_model_is_not_spoken_of(tmp_path: Path) -> None:
     assert report["checkpoint"]["form"] == "other"
     assert set(paths(report).values()) == {"unknown"}
     assert all(r["ways"] == [] for r in report["runtimes"])
+
+
+def test_layers_of_speculation_are_in_no_price(tmp_path: Path) -> None:
+    config = model_families.DEEPSEEK_V3
+    prices = {}
+    for name, speculation in (("whole", True), ("main", False)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        rows = list(model_families.deepseek_v3_tensors(config, speculation=speculation))
+        header_checkpoints.write_safetensors(tmp_path / name / "model.safetensors", rows)
+        report = document(tmp_path / name, *H100)
+        prices[name] = [p["nbytes"] for p in report["prices"]]
+        assert (report["checkpoint"]["speculation_nbytes"] > 20 * GIB) == speculation
+    assert prices["whole"] == prices["main"]
+    assert "21.4 GiB of layers that only guess tokens ahead (MTP)" in run("doctor", tmp_path / "whole", *H100).out
 
 
 def test_flags_that_change_the_path() -> None:

@@ -16,7 +16,7 @@ from ckpttool.doctor.logs import Match, matches
 from ckpttool.doctor.probe import Environment, probe
 from ckpttool.doctor.tables import tables
 from ckpttool.doctor.versions import Version
-from ckpttool.doctor.ways import WayOut, fits, stem_of, ways_out, weights_bytes
+from ckpttool.doctor.ways import WayOut, fits_on, memory, stem_of, ways_out, weights_bytes
 from ckpttool.errors import InputError, LocalIOError, UsageError, os_error
 from ckpttool.gpus import gpu_model
 
@@ -45,8 +45,10 @@ class RuntimeReport:
 
     `version` is what was judged, `installed` whether it is here; `reads_form` is False where the checkpoint would have
     to be converted first. `rule` decided, read in `source`; `basis` says how that version stands to those whose code
-    was read. `weights_bytes` lie in memory on this path. `ways` are commands
-    that lead to something better, `left_out` those that would not fit the memory; `flags` change the path.
+    was read. `weights_bytes` lie in memory on this path; `fits_on` is the
+    fewest of these GPUs (1 where there is none: the machine) that hold them together, as the runtime uses several, 0
+    where not even all do, which `fits` says too. `ways` are commands that lead to something better, `left_out` those
+    that would not fit the memory; `flags` change the path.
     """
 
     runtime: str
@@ -62,6 +64,7 @@ class RuntimeReport:
     basis: str
     weights_bytes: int | None
     fits: bool | None
+    fits_on: int | None
     install: str | None
     ways: tuple[WayOut, ...]
     left_out: tuple[WayOut, ...]
@@ -70,12 +73,18 @@ class RuntimeReport:
 
 @dataclass(frozen=True)
 class EnvironmentReport:
-    """What was looked at. `gpu` is what the verdicts are about, `assumed` that it was named and not found."""
+    """What was looked at. `gpu` is what the verdicts are about, `assumed` that it was named and not found.
+
+    `memory_bytes` is that GPU's alone, `memory_bytes_together` that of all in `cards`, which are `gpus`; of a processor
+    both are the machine's.
+    """
 
     gpu: Gpu
     gpus: int
+    cards: tuple[Gpu, ...]
     assumed: bool
     memory_bytes: int | None
+    memory_bytes_together: int | None
     driver: str | None
     python: str | None
     packages: Mapping[str, str]
@@ -84,12 +93,16 @@ class EnvironmentReport:
 
 @dataclass(frozen=True)
 class Price:
-    """Bytes of a model's weights in a form, and whether they leave room to work in the memory looked at."""
+    """Bytes of a model's weights in a form, and whether they leave room to work in the memory of all GPUs together.
+
+    `fits_on` is the fewest of them that will do, 0 where not even all.
+    """
 
     model: str
     form: str
     nbytes: int
     fits: bool | None
+    fits_on: int | None
 
 
 @dataclass(frozen=True)
@@ -168,12 +181,12 @@ def diagnose(
 def _report(verdict: Verdict, environment: Environment, facts: CheckpointFacts | None) -> RuntimeReport:
     runtime = tables().runtime(verdict.runtime)
     nbytes = weights_bytes(facts, verdict.path)
+    count = fits_on(nbytes, environment, facts, runtime.name)
     ways, left_out = ways_out(verdict, environment, facts)
     return RuntimeReport(
         runtime.name, runtime.title, verdict.version, verdict.installed, verdict.path, verdict.reads_form,
-        verdict.because, verdict.doubts,
-        verdict.rule, verdict.source, verdict.basis, nbytes, fits(nbytes, environment, facts, runtime.name),
-        None if verdict.installed else runtime.install, ways, left_out,
+        verdict.because, verdict.doubts, verdict.rule, verdict.source, verdict.basis, nbytes,
+        None if count is None else count > 0, count, None if verdict.installed else runtime.install, ways, left_out,
         tuple(_flags(verdict, environment, facts)),
     )  # fmt: skip
 
@@ -200,15 +213,16 @@ def _failing(reports: Sequence[RuntimeReport], require: str | None) -> tuple[str
 
 def _environment(environment: Environment) -> EnvironmentReport:
     return EnvironmentReport(
-        environment.gpu, len(environment.gpus), environment.assumed, environment.gpu.memory, environment.driver,
-        environment.python, dict(environment.packages), environment.amx,
+        environment.gpu, len(environment.gpus), environment.gpus, environment.assumed, environment.gpu.memory,
+        memory(environment), environment.driver, environment.python, dict(environment.packages), environment.amx,
     )  # fmt: skip
 
 
 def _prices(environment: Environment, facts: CheckpointFacts | None) -> Iterator[Price]:
     for model in (facts,) if facts else (GPT_OSS_20B, GPT_OSS_120B):
         for form, nbytes in (("as stored", model.nbytes), ("bf16", model.bf16_nbytes)):
-            yield Price(model.source, form, nbytes, fits(nbytes, environment, model))
+            count = fits_on(nbytes, environment, model)
+            yield Price(model.source, form, nbytes, None if count is None else count > 0, count)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ckpttool.archs.facts import facts_of
+from ckpttool.archs.purposes import purposes_of
+from ckpttool.parameters import parameters_of
+
 if TYPE_CHECKING:
     from ckpttool.checkpoint import Checkpoint
 
@@ -19,10 +23,11 @@ class CheckpointFacts:
     """A checkpoint as the rules see it.
 
     `form` is mxfp4 (Hugging Face's names), openai, bf16, gguf-mxfp4, gguf-bf16, gguf-other or other. `nbytes` are the
-    tensors' as stored, `bf16_nbytes` of all weights at two bytes. `expert_nbytes` has the experts' bytes of each layer
-    that has any, in order; empty where no architecture matches. `kv_nbytes` is the cache of 8,192 tokens (or
-    of all that the model has), `overhead_nbytes` what vLLM takes besides on each GPU, `padding_nbytes` what its kernels
-    add to the weights; 0 where no config says what they follow from.
+    tensors' as stored, `bf16_nbytes` those of the same weights at two bytes; both without `speculation_nbytes`, of
+    layers that only guess tokens ahead (MTP), which runtimes leave on the disk. `expert_nbytes` has the experts' bytes
+    of each layer that has any, in order; empty where no architecture matches. `kv_nbytes` is the cache of 8,192 tokens
+    (or of all that the model has), `overhead_nbytes` what vLLM takes besides on each GPU, `padding_nbytes` what its
+    kernels add to the weights; 0 where no config says what they follow from.
     """
 
     source: str
@@ -35,6 +40,7 @@ class CheckpointFacts:
     kv_nbytes: int = 0
     overhead_nbytes: int = 0
     padding_nbytes: int = 0
+    speculation_nbytes: int = 0
 
 
 GPT_OSS_20B = CheckpointFacts(
@@ -47,15 +53,19 @@ GPT_OSS_120B = CheckpointFacts(
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> CheckpointFacts:
-    """What the headers tell."""
+    """What the headers tell, and the config of how many layers there are."""
+    purposes = purposes_of(checkpoint, facts_of(checkpoint).layers).by_name
+    loaded = [w for w in checkpoint.weights if not purposes[w.name].speculates]
+    nbytes = sum(w.nbytes for w in loaded)
     return CheckpointFacts(
         str(checkpoint.path),
         _form(checkpoint),
         checkpoint.arch.name if checkpoint.arch else None,
-        checkpoint.parameters,
-        checkpoint.nbytes,
-        checkpoint.parameters * BF16,
+        sum(map(parameters_of, checkpoint.weights)),
+        nbytes,
+        sum(map(parameters_of, loaded)) * BF16,
         _experts(checkpoint),
+        speculation_nbytes=checkpoint.nbytes - nbytes,
     )
 
 

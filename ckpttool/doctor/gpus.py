@@ -29,15 +29,15 @@ class Gpu:
 
 
 def named(text: str) -> Gpu:
-    """The GPU called `text`: a name ("H100", "A100 40GB"), "sm_90", "9.0", "gfx942" or "cpu"; or a size ("80GB").
+    """The GPU called `text`: a name ("H100", "A100 40GB"), "sm_90", "gfx942" or "cpu"; or a size ("80GB").
 
     Raises:
-        UsageError: no such GPU is in the table.
+        UsageError: no such GPU is in the table, or a number that may be a capability or a size.
     """
     word = text.strip().lower()
     if word == "cpu":
         return replace(processor(), name="CPU", device="cpu")
-    if found := re.fullmatch(r"(?:sm_?|compute_?)?(\d{1,2})\.?(\d)[af]?", word):
+    if found := re.fullmatch(r"(?:sm_?|compute_?)(\d{1,2})\.?(\d)[af]?", word):
         capability = f"{int(found[1])}.{found[2]}"
         if 5 <= int(found[1]) <= 13:
             return Gpu(f"sm_{found[1]}{found[2]}", "cuda", capability=capability)
@@ -47,9 +47,19 @@ def named(text: str) -> Gpu:
         return Gpu(text.strip(), "rocm" if model.gfx else "cuda", model.capability, model.gfx, model.memory)
     if word.endswith("b") and (size := gpu_of_size(text)):
         return Gpu(text.strip(), "cuda", memory=size[0])
+    if number := re.fullmatch(r"(\d{1,3})(?:\.(\d))?", word):
+        sm = f"sm_{number[1]}{number[2] or ''}"
+        hint = f"{sm} is a compute capability, {word}GB an amount of memory"
+        raise UsageError(f"--gpu {text}: a number alone may be either", hint=hint)
     raise UsageError(
         f"--gpu {text}: not in the table", hint="give cpu, sm_90, gfx942, 80GB, or one of: " + ", ".join(gpu_names())
     )
+
+
+def several(text: str) -> tuple[Gpu, ...]:
+    """The GPUs that `text` names, as `named`: "H100" is one, "4 x H100" four alike."""
+    many = re.fullmatch(r"\s*([1-9]\d?)\s*[xX*]\s*(?=\S)(.+)", text)
+    return (named(many[2]),) * int(many[1]) if many else (named(text),)
 
 
 def processor() -> Gpu:

@@ -6,6 +6,7 @@ The packages of another interpreter are read from the metadata in its site-packa
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ckpttool.doctor.gpus import Gpu, named, nvidia, processor
+from ckpttool.doctor.gpus import Gpu, nvidia, processor, several
 from ckpttool.errors import InputError, UsageError
 
 PACKAGES = {
@@ -72,7 +73,7 @@ def probe(gpu: str | None = None, python: str | Path | None = None, extra: Seque
     """
     gpus, driver, notes = _gpus()
     if gpu is not None:
-        gpus, driver, notes = (named(gpu),), None, ()
+        gpus, driver, notes = several(gpu), None, ()
     folders = site_packages(Path(python)) if python is not None else [Path(p) for p in sys.path if p]
     packages = versions(folders)
     traits = _traits(folders, packages)
@@ -237,10 +238,28 @@ def _gpus() -> tuple[tuple[Gpu, ...], str | None, tuple[str, ...]]:
         text = _ask("nvidia-smi", _QUERY, "--format=csv,noheader,nounits")
         rows = [[c.strip() for c in line.split(",")] for line in (text or "").splitlines() if line.count(",") == 3]
         if rows:
-            return tuple(nvidia(name, cap, memory) for name, cap, memory, _ in rows), rows[0][3], ()
+            gpus = tuple(nvidia(name, cap, memory) for name, cap, memory, _ in rows)
+            seen, note = _visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            return seen, rows[0][3], (note,) if note else ()
         amd = _amd()
         return amd, None, ("nvidia-smi is there and finds no GPU: is the driver loaded?",)
     return _amd(), None, ()
+
+
+def _visible(gpus: tuple[Gpu, ...], variable: str | None) -> tuple[tuple[Gpu, ...], str | None]:
+    """The GPUs that runtimes see by CUDA_VISIBLE_DEVICES, in its order, and what to say of the others."""
+    if variable is None:
+        return gpus, None
+    words = [w.strip() for w in variable.split(",")]
+    if variable.strip() and not all(re.fullmatch(r"-?\d+", w) for w in words):  # UUIDs, which were not asked for
+        return gpus, f"CUDA_VISIBLE_DEVICES={variable} may hide some of these GPUs"
+    seen: list[Gpu] = []
+    for word in words:
+        if not word or not 0 <= int(word) < len(gpus):  # CUDA sees none from the first that is not there on
+            break
+        seen.append(gpus[int(word)])
+    note = f"CUDA_VISIBLE_DEVICES={variable} leaves {len(seen)} of the {len(gpus)} GPUs here to be seen"
+    return tuple(seen), note if len(seen) < len(gpus) else None
 
 
 def _amd(root: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> tuple[Gpu, ...]:

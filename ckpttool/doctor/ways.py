@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpttool.doctor.facts import CheckpointFacts
+from ckpttool.doctor.gpus import Gpu
 from ckpttool.doctor.judge import Verdict, judge_runtime
 from ckpttool.doctor.probe import Environment, with_packages
 from ckpttool.doctor.tables import PATHS, Tables, Way, tables
@@ -18,6 +19,10 @@ VLLM_SHARE = 0.9
 """The share of a GPU that vLLM uses, its default --gpu-memory-utilization; other runtimes use all."""
 RESERVE = 1 << 30
 """Bytes that a runtime other than vLLM takes besides weights and cache: context, kernels, buffers."""
+ALONE = frozenset({"gpt-oss"})
+"""Runtimes that use one GPU. transformers (device_map="auto") and Unsloth ("sequential") fill one after another."""
+TP = (1, 2, 4, 8, 16)
+"""--tensor-parallel-size of vLLM, which uses one GPU without."""
 _STEPS = 4
 _MXFP4_OF_BF16 = 17 / 64
 
@@ -60,34 +65,51 @@ def weights_bytes(facts: CheckpointFacts | None, path: str, form: str | None = N
     return facts.nbytes
 
 
+def cards(environment: Environment) -> tuple[Gpu, ...]:
+    """Every GPU that is here or was named; the processor where there is none."""
+    return environment.gpus or (environment.gpu,)
+
+
 def memory(environment: Environment) -> int | None:
-    """Bytes of all GPUs, or of the machine where there is none."""
-    sizes = [g.memory for g in environment.gpus] if environment.gpus else [environment.gpu.memory]
+    """Bytes of all GPUs together, or of the machine where there is none; None where one's is not known."""
+    sizes = [g.memory for g in cards(environment)]
     return None if None in sizes else sum(s for s in sizes if s is not None)
 
 
-def usable(environment: Environment, facts: CheckpointFacts | None, runtime: str, devices: int = 1) -> int | None:
-    """Bytes that `devices` times all these GPUs leave for weights, beside 8,192 tokens of cache.
+def room(sizes: Sequence[int], facts: CheckpointFacts | None, runtime: str) -> int:
+    """Bytes that GPUs of these `sizes`, taken together, leave for weights beside 8,192 tokens of cache.
 
-    None where memory is not known.
+    vLLM gives each the same share of the weights, so that the smallest counts; others fill one after the other.
     """
-    there = memory(environment)
-    if there is None:
-        return None
     kv = facts.kv_nbytes if facts else 0
-    if runtime == "vllm":
-        overhead, padding = (facts.overhead_nbytes, facts.padding_nbytes) if facts else (0, 0)
-        each = max(1, len(environment.gpus)) * overhead
-        return int(there * VLLM_SHARE - each) * devices - padding - kv
-    return there * devices - RESERVE - kv
+    if runtime != "vllm":
+        return sum(sizes) - len(sizes) * RESERVE - kv
+    overhead, padding = (facts.overhead_nbytes, facts.padding_nbytes) if facts else (0, 0)
+    return len(sizes) * int(min(sizes) * VLLM_SHARE - overhead) - padding - kv
+
+
+def fits_on(
+    nbytes: int | None, environment: Environment, facts: CheckpointFacts | None, runtime: str = "any"
+) -> int | None:
+    """The fewest of these GPUs on which so many bytes of weights fit with what `runtime` takes besides.
+
+    0 where not even on all that it can use: some use one alone, vLLM a power of two. None where a size is not known.
+    """
+    sizes = [g.memory for g in cards(environment)]
+    known = [s for s in sizes if s is not None]
+    if nbytes is None or len(known) < len(sizes):
+        return None
+    most = 1 if runtime in ALONE else len(known)
+    counts = TP if runtime == "vllm" else range(1, most + 1)
+    return next((n for n in counts if n <= most and nbytes <= room(known[:n], facts, runtime)), 0)
 
 
 def fits(
     nbytes: int | None, environment: Environment, facts: CheckpointFacts | None, runtime: str = "any"
 ) -> bool | None:
-    """Whether so many bytes of weights fit with what `runtime` takes besides; None where a size is not known."""
-    room = usable(environment, facts, runtime)
-    return None if nbytes is None or room is None else nbytes <= room
+    """Whether so many bytes of weights fit on these GPUs, together where `runtime` uses several; None: not known."""
+    count = fits_on(nbytes, environment, facts, runtime)
+    return None if count is None else count > 0
 
 
 def ways_out(
@@ -102,10 +124,7 @@ def ways_out(
     form = facts.form if facts else runtime.form
     start = _State(environment, facts, form, frozenset(flags), verdict.runtime)
     found = [w for name in verdict.ways if (w := _follow(start, rows.ways[name], verdict, rows))]
-    if (
-        verdict.path in ("native", "emulated", "dequantized")
-        and fits(weights_bytes(facts, verdict.path), environment, facts) is False
-    ):
+    if verdict.path in ("native", "emulated", "dequantized"):
         found += _squeezed(start, verdict.path)
     unique = tuple({w.command: w for w in found}.values())
     return tuple(w for w in unique if w.fits is not False), tuple(w for w in unique if w.fits is False)
@@ -230,8 +249,8 @@ class _Offload:
 
 def _offload(state: _State) -> _Offload | None:
     """The fewest layers by which the rest fits; None where there is no GPU, or not even all of them do it."""
-    facts, there = state.facts, memory(state.environment)
-    if facts is None or there is None or state.environment.gpu.device not in ("cuda", "rocm"):
+    facts = state.facts
+    if facts is None or memory(state.environment) is None or state.environment.gpu.device not in ("cuda", "rocm"):
         return None
     stored = weights_bytes(facts, "native", state.form) or 0
     share = stored / facts.nbytes  # experts that are rounded to MXFP4 on the way shrink with the rest
@@ -244,17 +263,22 @@ def _offload(state: _State) -> _Offload | None:
 
 
 def _squeezed(state: _State, path: str) -> Iterator[WayOut]:
-    """Ways for weights that do not fit where they run well: fewer of them on the GPU, or more GPUs."""
-    facts, there = state.facts, memory(state.environment)
+    """Ways for weights that do not fit one GPU where they run well: fewer of them on it, or more GPUs."""
+    facts, here = state.facts, len(cards(state.environment))
     stored = weights_bytes(facts, path, state.form)
-    if facts is None or there is None or stored is None or state.environment.gpu.device not in ("cuda", "rocm"):
+    count = fits_on(stored, state.environment, facts, state.runtime)
+    if facts is None or stored is None or count in (None, 1) or state.environment.gpu.device not in ("cuda", "rocm"):
         return
     source = shlex.quote(facts.source)
-    if state.runtime == "llama.cpp" and (offload := _offload(state)):
+    if state.runtime == "llama.cpp" and not count and (offload := _offload(state)):
         command = f"llama-server -m {source} -c 8192 --n-cpu-moe {offload.layers}"
         yield WayOut(command, "llama.cpp", path, offload.nbytes, True, offload.words)
     if state.runtime == "vllm":
-        counts = (n for n in (2, 4, 8) if stored <= (usable(state.environment, facts, "vllm", n) or 0))
-        if count := next(counts, None):
+        one, note = state.environment.gpu.memory or 0, f"on {count} of the {here} GPUs here, together"
+        if not count:
+            more = (n for n in TP[1:4] if n > here and stored <= room([one] * n, facts, "vllm"))
+            count = next(more, 0)
+            note = f"on {count} of them" if here == 1 else f"on {count} GPUs like the first of the {here} here"
+        if count:
             command = f"vllm serve {source} --tensor-parallel-size {count} --max-model-len 8192"
-            yield WayOut(command, "vllm", path, stored, None, f"on {count} of them")
+            yield WayOut(command, "vllm", path, stored, True if count <= here else None, note)

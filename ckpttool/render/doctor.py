@@ -6,10 +6,10 @@ import shutil
 import sys
 import textwrap
 
-from ckpttool.doctor.diagnosis import Diagnosis, RuntimeReport
+from ckpttool.doctor.diagnosis import Diagnosis, EnvironmentReport, Price, RuntimeReport
 from ckpttool.doctor.gpus import Gpu
 from ckpttool.doctor.logs import Match
-from ckpttool.doctor.ways import WayOut
+from ckpttool.doctor.ways import ALONE, WayOut
 from ckpttool.errors import MESSAGE_LIMIT, shown
 from ckpttool.render.terminal import many, print_json, say, say_notes, table
 from ckpttool.reports import document
@@ -25,8 +25,6 @@ PATHS = {
 
 SHORT = {**PATHS, "native": "native", "emulated": "decoded for each use", "dequantized": "BF16"}
 
-_FITS = {True: "fits", False: "does not fit", None: ""}
-
 
 def show_doctor(report: Diagnosis, as_json: bool) -> None:
     """Verdicts, reasons, ways out, known messages of the log."""
@@ -35,8 +33,10 @@ def show_doctor(report: Diagnosis, as_json: bool) -> None:
         return
     _head(report)
     say()
+    gpus = report.environment.gpus
     rows = [
-        (r.title, _version(r), PATHS[r.path], _gib(r.weights_bytes), _FITS[r.fits], _best(r)) for r in report.runtimes
+        (r.title, _version(r), PATHS[r.path], _gib(r.weights_bytes), _fits(r.fits_on, gpus, r.runtime), _best(r))
+        for r in report.runtimes
     ]
     table(("runtime", "version", "path", "weights", "memory", "can be"), rows, right=("weights",))
     said = set[str]()
@@ -59,17 +59,43 @@ def _head(report: Diagnosis) -> None:
     where = report.environment
     about = "gpt-oss in MXFP4, in general" if report.source is None else shown(report.source, MESSAGE_LIMIT)
     what = f" ({report.checkpoint.form})" if report.checkpoint else ""
-    say(f"{about}{what} on {_gpu(where.gpu)}{f' x {where.gpus}' if where.gpus > 1 else ''}")
+    say(f"{about}{what} on {_gpus(where)}")
     packages = [f"{name} {version}" for name, version in where.packages.items()]
     driver = [f"driver {where.driver}"] if where.driver else []
     _wrapped("here: ", ", ".join([*driver, *packages]) or "none of the packages that matter")
     for model in dict.fromkeys(p.model for p in report.prices):
-        prices = [f"{_gib(p.nbytes)} {p.form}{_asked(p.fits)}" for p in report.prices if p.model == model]
+        prices = [f"{_gib(p.nbytes)} {p.form}{_asked(p, where.gpus)}" for p in report.prices if p.model == model]
         say(f"weights of {shown(model, MESSAGE_LIMIT)}: {', '.join(prices)}")
 
+    if report.checkpoint and report.checkpoint.speculation_nbytes:
+        left = _gib(report.checkpoint.speculation_nbytes)
+        say(
+            f"left out of them: {left} of layers that only guess tokens ahead (MTP), which runtimes do not load unasked"
+        )
 
-def _asked(fits: bool | None) -> str:
-    return f" ({_FITS[fits]})" if fits is not None else ""
+
+def _asked(price: Price, gpus: int) -> str:
+    return f" ({_fits(price.fits_on, gpus)})" if price.fits_on is not None else ""
+
+
+def _fits(count: int | None, gpus: int, runtime: str = "any") -> str:
+    """Whose memory holds it: that of one GPU, or of several together; where there is but one device, that is clear."""
+    if count is None:
+        return ""
+    if gpus < 2:
+        return "fits" if count else "does not fit"
+    if not count:
+        return "does not fit the one GPU it uses" if runtime in ALONE else f"does not fit {gpus} GPUs"
+    return f"fits {count} GPUs together" if count > 1 else "fits one GPU"
+
+
+def _gpus(where: EnvironmentReport) -> str:
+    if where.gpus < 2:
+        return _gpu(where.gpu)
+    together = _gib(where.memory_bytes_together) if where.memory_bytes_together else "memory not known"
+    if len(set(where.cards)) == 1:
+        return f"{where.gpus} x {_gpu(where.gpu)} each, {together} together"
+    return f"{where.gpus} GPUs of {together} together, the first {_gpu(where.gpu)}"
 
 
 def _gpu(gpu: Gpu) -> str:
