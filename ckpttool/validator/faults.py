@@ -43,23 +43,23 @@ def _shared(found: Mapping[int, Wrong]) -> list[str]:
 def _fault(found: Mapping[int, Wrong], made: Made | None, target: str) -> str | None:
     """What is wrong with one part; None where that is within what may be lost."""
     one = next(iter(found.values()))
-    units = sum(w.units for w in found.values())
+    units, needless = (sum(getattr(w, field) for w in found.values()) for field in ("units", "needless"))
     wrong = "not the reference's"
     if made is not None:
-        needless = sum(w.needless for w in found.values())
-        if not made.surely and not needless:
+        if not made.surely:
+            units = needless
+        if not units:
             return None
         assert made.maker is not None
-        wrong = f"not what {made.maker.name} makes of the reference"
-        if not made.surely:
-            units, wrong = needless, f"not the reference's, though {target} holds that"
+        held = units == needless
+        wrong = f"{wrong}, which {target} could hold" if held else f"not what {made.maker.name} makes of the reference"
     total = one.group.shape.row_count * one.group.shape.row_length // one.block
     noun = "block" if one.block > 1 else "value"
     counted = f"{units:,} of {total:,} {noun}s {'is' if units == 1 else 'are'} {wrong}"
     first = min(found.values(), key=lambda w: w.first)
-    many = f" in {len(found)} experts" if len(found) > 1 else ""
-    begin = ", the first" if units > 1 else ""
-    return f"{counted}{many}{begin} in {_place(first)}: {first.what}"
+    many = f", in {len(found)} experts" if len(found) > 1 else ""
+    begin = "the first at" if units > 1 else "at"
+    return f"{counted}{many}, {begin} {_place(first)}: {first.what}"
 
 
 def _place(wrong: Wrong) -> str:

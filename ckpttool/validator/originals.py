@@ -6,6 +6,7 @@ They do not depend on the order in which pieces come, and equal sums are equal b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from ckpttool.codecs.transcode import Operand
 from ckpttool.codecs.values import decodable
 from ckpttool.validator.remade import numbers
 
+_LAYER: Final = re.compile(r"layer\.\d+\.")
 _MASK: Final = (1 << 64) - 1
 
 
@@ -77,9 +79,15 @@ def places(wrong: Mapping[str, Mapping[int, Sums]]) -> Iterator[tuple[str, str]]
     for part, found in wrong.items():
         other = by_made.get(by_held[part])
         if other is not None and other != part and by_made.get(by_held[other]) == part:
-            yield part, f"{_joined(sorted((part, other)))} have changed places"
+            yield part, f"{_joined(_short_names(*sorted((part, other))))} have changed places"
         elif len(found) > 1 and sorted(s.made for s in found.values()) == sorted(s.held for s in found.values()):
             yield part, f"experts {_joined(map(str, sorted(found)))} have changed places"
+
+
+def _short_names(a: str, b: str) -> tuple[str, str]:
+    """Without the layer, where that is the same."""
+    found = _LAYER.match(a)
+    return (a[found.end() :], b[found.end() :]) if found and b.startswith(found[0]) else (a, b)
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -82,12 +82,14 @@ def choose(
 ) -> dict[Pair, Choice]:
     """The likeliest maker for each pair of formats that loses something. Errors as `compare_parts`."""
     trial = _Trial(hint)
-    slabs = lossy_slabs(reference, candidate)
-    for of in slabs.values():
-        some = [(group, (start, _short(group, start, stop))) for group, (start, stop) in _spread(of, SLABS)]
+    out = {}
+    for pair, slabs in lossy_slabs(reference, candidate).items():
+        some = [(group, (start, _short(group, start, stop))) for group, (start, stop) in _spread(slabs, SLABS)]
         trial.begins = {(group.parts, start) for group, (start, _) in some}
         show_slabs(reference, candidate, some, trial.see, workers)
-    return {pair: _choice(pair, makers(*pair, hint), trial.shares.get(pair, [])) for pair in slabs}
+        pieces = sum(len(group.parts) for group, _ in some)
+        out[pair] = _choice(pair, makers(*pair, hint), trial.shares.get(pair, []), pieces)
+    return out
 
 
 def _short(group: Group, start: int, stop: int) -> int:
@@ -133,13 +135,14 @@ def _share(x: Operand, y: Operand, same: Flags, maker: Maker) -> float:
     return float(np.mean(same | ~unlike(made, y)))
 
 
-def _choice(pair: Pair, ways: Sequence[Maker], shares: Sequence[Mapping[Maker, float]]) -> Choice:
+def _choice(pair: Pair, ways: Sequence[Maker], shares: Sequence[Mapping[Maker, float]], pieces: int) -> Choice:
     """By how many pieces a maker makes nearly whole; among equals by how much it makes, then by their order.
 
-    Plain numbers are rounded even if theirs were not: one that need not be rounded at all is to be the same.
+    Pieces in which nothing was lost were not shown, and every maker makes them. Plain numbers are rounded even if
+    theirs were not: one that need not be rounded at all is to be the same.
     """
     made = {m: (sum(of[m] >= ALIKE for of in shares), sum(of[m] for of in shares)) for m in ways}
     best, *others = sorted(ways, key=lambda m: made[m], reverse=True)
-    if made[best][0] < MOST * len(shares):
+    if made[best][0] + pieces - len(shares) < MOST * pieces:
         return Choice(ways[0] if pair[1] in PLAIN else None)
     return Choice(best, tuple(m for m in others[:RIVALS] if made[m][0] == made[best][0]))
