@@ -97,7 +97,7 @@ def expert_layouts(checkpoint: Checkpoint, facts: ModelFacts, purposes: Purposes
         return None
     groups = _groups(layouts)
     usual = groups[0]
-    findings += [f"{_ranges(g.layers)}: {_differs(g.layout, usual.layout)}" for g in groups[1:]]
+    findings += [f"{ranges_of(g.layers)}: {_differs(g.layout, usual.layout)}" for g in groups[1:]]
     findings += _against(facts, layouts)
     return ExpertLayouts(purposes.layout.name, groups, tuple(findings))
 
@@ -110,12 +110,12 @@ def _against(facts: ModelFacts, layouts: dict[int, ExpertLayout]) -> Iterable[st
         (layouts.keys() - wanted, "experts, though not by"),
     ):
         if numbers:
-            yield f"{_ranges(sorted(numbers))}: {text} {facts.said['moe_layers']} says so"
+            yield f"{ranges_of(sorted(numbers))}: {text} {facts.said['moe_layers']} says so"
     said = facts.experts
     other = [n for n, x in layouts.items() if said is not None and x.experts != said]
     if other:
         have = _word(tuple(sorted({layouts[n].experts for n in other})))
-        yield f"{_ranges(other)}: {have} experts, but {facts.said.get('experts', 'the config')} is {said}"
+        yield f"{ranges_of(other)}: {have} experts, but {facts.said.get('experts', 'the config')} is {said}"
 
 
 def _groups(layouts: dict[int, ExpertLayout]) -> tuple[LayoutGroup, ...]:
@@ -164,7 +164,7 @@ def _count(matrices: Sequence[tuple[Weight, Purpose]]) -> tuple[int, list[str]]:
         lacking = sorted(set(range(count)) - have) if count <= 1 << 16 else []
         if lacking:
             wrong.append(
-                f"{' and '.join(kinds)}: {len(lacking)} of {count} experts are missing: {_ranges(lacking, '')}"
+                f"{' and '.join(kinds)}: {len(lacking)} of {count} experts are missing: {ranges_of(lacking, '')}"
             )
     return count, wrong
 
@@ -211,8 +211,8 @@ def _word(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _ranges(numbers: Sequence[int], noun: str = "layer") -> str:
-    """Numbers as ranges: "layers 0-3, 7"."""
+def ranges_of(numbers: Sequence[int], noun: str = "layer") -> str:
+    """Sorted numbers as ranges: "layers 0-3, 7"; "0-3, 7" with "" for the noun."""
     out: list[list[int]] = []
     for n in numbers:
         if out and n == out[-1][1] + 1:
@@ -221,3 +221,8 @@ def _ranges(numbers: Sequence[int], noun: str = "layer") -> str:
             out.append([n, n])
     text = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in out)
     return f"{noun}{'s' if len(numbers) > 1 else ''} {text}" if noun else text
+
+
+def matrix_of(tensor: str) -> str:
+    """The last word of a weight's name that says which matrix it is: "down_proj"."""
+    return [w for w in tensor.split(".") if w not in ("weight", "*")][-1]

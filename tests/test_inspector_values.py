@@ -253,16 +253,38 @@ def test_a_dead_and_a_scaled_expert_show(tmp_path: Path) -> None:
     assert spread(report, 0, "gate_up_proj") == spread(report, 1, "down_proj") == {}
     findings = [(f.check, f.tensor, f.message) for f in report.findings]
     assert findings == [
-        ("expert-spread", "model.layers.0.mlp.experts.down_proj", "expert 4 of layer 0: dead: all its scales are 0"),
+        (
+            "dead-experts", "model.layers.0.mlp.experts.down_proj",
+            "layer 0: expert 4 is dead: all scales of its down_proj are 0",
+        ),
         (
             "expert-spread", "model.layers.1.mlp.experts.gate_up_proj",
-            "expert 2 of layer 1: its scales are 2^7.5 times larger than those of the others",
+            "layer 1, expert 2: its scales are 2^7.5 times larger than those of the others",
         ),
     ]  # fmt: skip
     text = run("inspect", source, "--experts").out
-    assert "layer 0, down_proj, expert 4: dead" in text
+    assert text.count("expert 4 is dead") == 1
     clean = ckpttool.inspect(builders.write(Model(SIZES), tmp_path / "b", "hf", change=alike), experts=True)
     assert clean.findings == ()
+
+
+def test_the_dead_experts_of_a_layer_are_one_finding(tmp_path: Path) -> None:
+    def dead(t: Tensors) -> None:
+        alike(t)
+        for layer, name, experts in (
+            (0, "down_proj", [0, 1, 2, 4]),
+            (0, "gate_up_proj", [1, 2]),
+            (1, "down_proj", [3]),
+        ):
+            t[f"model.layers.{layer}.mlp.experts.{name}_scales"].array[experts] = 0
+
+    report = ckpttool.inspect(builders.write(Model(SIZES), tmp_path / "a", "hf", change=dead), experts=True)
+    assert [(f.check, f.tensor, f.message) for f in report.findings] == [
+        ("dead-experts", None, "layer 0: experts 0, 4 are dead: all scales of their down_proj are 0; "
+         "experts 1-2 are dead: all scales of their down_proj and gate_up_proj are 0"),
+        ("dead-experts", "model.layers.1.mlp.experts.down_proj",
+         "layer 1: expert 3 is dead: all scales of its down_proj are 0"),
+    ]  # fmt: skip
 
 
 def test_a_copied_expert_shows(tmp_path: Path) -> None:

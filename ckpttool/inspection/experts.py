@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
+from ckpttool.expert_layout import matrix_of, ranges_of
 from ckpttool.inspection.report import (
     ExpertLayerReport,
     ExpertSpread,
@@ -32,6 +33,8 @@ FAR: Final = 1.0
 
 TIMES: Final = 8.0
 """And so many times the median deviation, so that layers whose experts differ much are not full of odd ones."""
+
+DEAD: Final = "dead: all its scales are 0"
 
 ALIKE_BLOCKS: Final = 4096
 """Fewer blocks than this may have equal histograms by accident."""
@@ -101,7 +104,7 @@ def spreads_of(scales: Sequence[ScaleReport]) -> Iterator[tuple[SpreadReport, in
 
 
 def _spread(tensor: str, part: str | None, counts: Sequence[ScaleCounts]) -> SpreadReport:
-    means = [c.mean for c in counts if c.mean is not None]
+    means = [c.mean for c in counts if c.mean is not None and not _is_dead(c)]
     middle = median(means) if means else None
     usual = median(abs(m - middle) for m in means) if middle is not None else 0.0
     twins = Counter((c.histogram.first, c.histogram.counts) for c in counts if c.blocks >= ALIKE_BLOCKS)
@@ -116,10 +119,14 @@ def _spread(tensor: str, part: str | None, counts: Sequence[ScaleCounts]) -> Spr
     return SpreadReport(tensor, part, None if middle is None else round(middle, 4), tuple(out))
 
 
+def _is_dead(c: ScaleCounts) -> bool:
+    return c.zero_blocks == c.blocks
+
+
 def _odd(c: ScaleCounts, deviation: float | None, usual: float, twin: int) -> str | None:
     """Why an expert stands out among those of its matrix."""
-    if c.zero_blocks == c.blocks:
-        return "dead: all its scales are 0"
+    if _is_dead(c):
+        return DEAD
     if deviation is not None and abs(deviation) >= max(FAR, TIMES * usual):
         way = "larger" if deviation > 0 else "smaller"
         return f"its scales are 2^{abs(deviation):.1f} times {way} than those of the others"
@@ -129,12 +136,35 @@ def _odd(c: ScaleCounts, deviation: float | None, usual: float, twin: int) -> st
 
 
 def spread_findings(layers: Sequence[ExpertLayerReport], places: Mapping[str, str]) -> Iterator[Finding]:
-    """Experts that stand out, and layers that are stored otherwise."""
+    """Experts that stand out: the dead ones of a layer in one finding, the others of a matrix in one."""
     hint = "compare it with the original: ckpttool diff; was it pruned, merged, or written to the wrong place?"
     for layer in layers:
+        where: dict[int, tuple[str, ...]] = {}
         for spread in layer.spread:
             for e in spread.experts:
-                if e.odd is not None:
-                    place = places.get(spread.tensor)
-                    text = f"expert {e.expert} of layer {layer.layer}: {e.odd}"
-                    yield Finding(Severity.warning, "expert-spread", spread.tensor, place, text, hint)
+                if e.odd == DEAD:
+                    where[e.expert] = (*where.get(e.expert, ()), spread.tensor)
+        if where:
+            only = {tensors for tensors in where.values() if len(tensors) == 1}
+            tensor = next(iter(only))[0] if len(only) == len(set(where.values())) == 1 else None
+            place = places.get(tensor) if tensor else None
+            yield Finding(Severity.warning, "dead-experts", tensor, place, _dead(layer.layer, where), hint)
+        for spread in layer.spread:
+            odd = [f"expert {e.expert}: {e.odd}" for e in spread.experts if e.odd not in (None, DEAD)]
+            if odd:
+                text = f"layer {layer.layer}, {'; '.join(odd)}"
+                yield Finding(Severity.warning, "expert-spread", spread.tensor, places.get(spread.tensor), text, hint)
+
+
+def _dead(layer: int, where: Mapping[int, tuple[str, ...]]) -> str:
+    """ "layer 3: experts 5, 9-11 are dead: all scales of their down_proj are 0"; by matrices where those differ."""
+    by_matrices: dict[tuple[str, ...], list[int]] = {}
+    for expert, tensors in sorted(where.items()):
+        by_matrices.setdefault(tensors, []).append(expert)
+    said = []
+    for tensors, experts in by_matrices.items():
+        one = len(experts) == 1
+        matrices = " and ".join(matrix_of(t) for t in tensors)
+        verb, whose = ("is", "its") if one else ("are", "their")
+        said.append(f"{ranges_of(experts, 'expert')} {verb} dead: all scales of {whose} {matrices} are 0")
+    return f"layer {layer}: {'; '.join(said)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ckpttool.expert_layout import matrix_of
 from ckpttool.inspection.report import CodeReport, ExpertLayerReport, Histogram, ScaleReport, SpreadReport
 from ckpttool.render.fold import folded, ranges, short
 from ckpttool.render.inspection_sheet import made_by, percent
@@ -12,7 +13,6 @@ from ckpttool.render.terminal import NARROW, columns, many, paragraph, say, tabl
 BARS = " ▁▂▃▄▅▆▇█"
 ASCII_BARS = " .:-=+*#@"
 BAR_WIDTH = 24
-MOST_ODD = 12
 
 
 def show_scales(scales: Sequence[ScaleReport], every: bool) -> None:
@@ -117,30 +117,19 @@ def show_experts(layers: Sequence[ExpertLayerReport]) -> None:
 
 
 def _spreads(layers: Sequence[ExpertLayerReport]) -> None:
-    """A row a layer: the mean exponents of its experts' scales, least, median and most, matrix by matrix."""
-    names = list(dict.fromkeys(_matrix(s) for x in layers for s in x.spread))
+    """A row a layer: the mean exponents of its experts' scales, least, median and most, matrix by matrix.
+
+    Why an expert stands out is among the findings.
+    """
+    names = list(dict.fromkeys(matrix_of(s.tensor) for x in layers for s in x.spread))
     say()
     say("mean exponent of each expert's scales: least, median, most")
     rows, styles = [], []
-    odd: list[str] = []
     for layer in layers:
-        by_name = {_matrix(s): s for s in layer.spread}
+        by_name = {matrix_of(s.tensor): s for s in layer.spread}
         rows.append([str(layer.layer), *(_range(by_name.get(n)) for n in names)])
-        found = [f"layer {layer.layer}, {_matrix(s)}, expert {e.expert}: {e.odd}"
-                 for s in layer.spread for e in s.experts if e.odd]  # fmt: skip
-        styles.append("yellow" if found else "")
-        odd += found
+        styles.append("yellow" if any(e.odd for s in layer.spread for e in s.experts) else "")
     table(["layer", *names], rows, right=range(len(names) + 1), styles=styles)
-    for line in odd[:MOST_ODD]:
-        paragraph("  ", line, style="yellow")
-    if len(odd) > MOST_ODD:
-        say(f"  and {many(len(odd) - MOST_ODD, 'more expert')} that stand out (--json lists them all)")
-
-
-def _matrix(s: SpreadReport) -> str:
-    """The last word of the name that says which matrix it is."""
-    words = [w for w in s.tensor.split(".") if w not in ("weight", "*")]
-    return words[-1]
 
 
 def _range(s: SpreadReport | None) -> str:
