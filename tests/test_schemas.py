@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -25,8 +26,11 @@ from ckpttool.doctor.facts import CheckpointFacts
 from ckpttool.doctor.gpus import Gpu
 from ckpttool.inspection import report as inspection
 from ckpttool.serving import estimator
+from ckpttool.validator import budgets, drift, failures, metrics, routing
+from ckpttool.validator import report as validation
 
 ROOT = Path(__file__).parents[1]
+TINY = ROOT / "fixtures" / "tiny-gpt-oss"
 SCHEMAS = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((ROOT / "schemas").glob("*.json"))}
 MODEL = builders.Model(builders.Sizes(layers=1))
 
@@ -76,6 +80,23 @@ FIELDS = {
     ("doctor.v1", "$defs", "flag"): diagnosis.FlagEffect,
     ("doctor.v1", "$defs", "price"): diagnosis.Price,
     ("doctor.v1", "$defs", "message"): logs.Match,
+    ("validation.v1",): validation.Validation,
+    ("validation.v1", "$defs", "side"): validation.Side,
+    ("validation.v1", "$defs", "failure"): failures.Failure,
+    ("validation.v1", "$defs", "budget"): budgets.Budget,
+    ("validation.v1", "$defs", "part"): validation.PartResult,
+    ("validation.v1", "$defs", "comparison"): comparison.PartComparison,
+    ("validation.v1", "$defs", "comparison", "properties", "first"): comparison.Place,
+    ("validation.v1", "$defs", "expert"): comparison.ExpertErrors,
+    ("validation.v1", "$defs", "metrics"): metrics.Metrics,
+    ("validation.v1", "$defs", "spot"): metrics.Spot,
+    ("validation.v1", "$defs", "first_difference"): metrics.FirstDifference,
+    ("validation.v1", "$defs", "predictions"): validation.Predictions,
+    ("validation.v1", "$defs", "histogram"): validation.Histogram,
+    ("validation.v1", "$defs", "forward"): validation.Forward,
+    ("validation.v1", "$defs", "drift"): drift.Drift,
+    ("validation.v1", "$defs", "layer"): validation.LayerResult,
+    ("validation.v1", "$defs", "expert_use"): routing.ExpertUse,
     ("estimate.v1",): estimator.Estimate,
     ("estimate.v1", "$defs", "gpu"): estimator.GpuEstimate,
     ("estimate.v1", "$defs", "form"): estimator.FormEstimate,
@@ -114,7 +135,14 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         "diff": ("diff", hf, gguf),
         "diff of headers": ("diff", bf16, gguf, "--headers-only"),
         "estimate": ("estimate", hf, "--gpu", "H100"),
-    }
+        "validation": (
+            "validate", TINY / "parent", TINY / "hf", "--tokens", "600", "--prompts", at / "prompts.jsonl",
+            "--reasoning-effort", "low", "--min-top1", "0.5",
+        ),
+        "validation of values": ("validate", bf16, hf, "--level", "values"),
+        "validation of structure": ("validate", hf, gguf, "--level", "structure"),
+    }  # fmt: skip
+    (at / "prompts.jsonl").write_text('{"messages": [{"role": "user", "content": "hello"}], "answer": "good morning"}')
     out = {}
     for name, arguments in runs.items():
         result = run(*arguments, "--json")
@@ -123,6 +151,12 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
     out["diff that finds errors"] = run("diff", hf, next(at.glob("c-00001-*")), "--json").document
     (at / "a" / "config.json").write_text("{}")
     out["verification that fails"] = run("verify", at / "a", "--json").document
+    shutil.copytree(TINY / "hf", at / "broken")
+    (at / "broken" / "config.json").write_text((TINY / "hf" / "config.json").read_text().replace("150000", "7"))
+    out["validation that fails"] = run("validate", TINY / "hf", at / "broken", "--tokens", "40", "--json").document
+    for name in ("validation", "validation that fails"):  # of many parts and layers that are alike, the first and last
+        for key in ("parts", "layers"):
+            out[name][key] = out[name][key][:: len(out[name][key]) - 1]
     out["error"] = run("convert", at / "nothing", at / "d.gguf", "--json").document
     out["error of usage"] = run("convert", "--json").document
     return out
@@ -202,6 +236,9 @@ OPEN: dict[tuple[Any, ...], set[str]] = {
     ("run", "versions"): {"python"},
     ("summary", "said"): set(),
     ("summary", "attention", "kinds"): set(),
+    ("reference", "formats"): set(),
+    ("candidate", "formats"): set(),
+    ("asked",): set(),
 }
 """Objects whose keys are not all fixed, and those that are."""
 
@@ -237,6 +274,14 @@ def test_wrong_values_are_invalid(documents: dict[str, dict[str, Any]]) -> None:
         ("diff", ("identical",), "yes"),
         ("diff", ("parts", 0, "status"), "same"),
         ("diff that finds errors", ("side_files", 0, "sha256_a"), "ab"),
+        ("validation", ("verdict",), "good"),
+        ("validation", ("decided",), []),
+        ("validation", ("parts", 0, "proof"), "hope"),
+        ("validation", ("layers", 0, "flips"), -1),
+        ("validation", ("metrics", "kl_mean"), "NaN"),
+        ("validation", ("forward", "numbers"), "TF32"),
+        ("validation", ("asked", "max_size"), 1.0),
+        ("validation that fails", ("failures", 0, "level"), "headers"),
         ("error", ("exit_code",), 7),
         ("error", ("errors",), []),
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ckpttool.errors import MESSAGE_LIMIT, shown
 from ckpttool.render.fold import folded
-from ckpttool.render.terminal import NARROW, columns, many, print_json, say, say_notes, table
+from ckpttool.render.terminal import NARROW, columns, many, paragraph, print_json, say, say_notes, table
 from ckpttool.reports import document
 from ckpttool.units import size
 
@@ -88,8 +88,11 @@ def _failures(failures: Sequence[Failure]) -> None:
         return
     say()
     groups = folded(failures, lambda f: f.part or "", lambda f: (f.level, f.what, f.layer if f.part is None else None))
-    rows = [(g.rows[0].level, _place(g.rows[0], g.name), g.rows[0].what) for g in groups[:LISTED]]
-    table(("level", "where", "failure"), rows, keep=2)
+    rows = [(g.rows[0].level, shown(_place(g.rows[0], g.name)), g.rows[0].what) for g in groups[:LISTED]]
+    say("failures:")
+    wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    for level, where, what in rows:
+        paragraph(f"  {level:{wide[0]}}  {where:{wide[1]}}  ", shown(what, MESSAGE_LIMIT))
     rest = sum(len(g.rows) for g in groups[LISTED:])
     if rest:
         say(f"and {many(rest, 'more failure')} (--json lists them all)")

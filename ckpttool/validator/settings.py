@@ -69,9 +69,11 @@ def settings_of(checkpoint: Checkpoint) -> Settings:
         InputError: damage, another architecture, or a value that no forward pass can be made with.
     """
     raise_all(checkpoint.problems)
-    if checkpoint.arch is None or checkpoint.arch.name != "gpt-oss" or checkpoint.sizes is None:
+    if checkpoint.arch is None or checkpoint.arch.name != "gpt-oss":
         name = checkpoint.arch.name if checkpoint.arch else "an unknown architecture"
         raise InputError(f"holds {name}; the forward pass knows gpt-oss", file=str(checkpoint.path))
+    if checkpoint.sizes is None:
+        raise InputError("has no config.json, which says how large the model is", file=str(checkpoint.path))
     told = said(checkpoint)
     if told.note is not None:
         raise InputError(told.note, file=str(checkpoint.path))

@@ -100,6 +100,8 @@ def _config(reference: Checkpoint, candidate: Checkpoint) -> tuple[list[Failure]
     for side, checkpoint, told in zip(SIDES, (reference, candidate), stated, strict=True):
         if told.note is not None:
             failures.append(Failure(None, None, told.note, LEVEL))
+        elif not told.fields and checkpoint is candidate and checkpoint.container != "gguf" and stated[0].fields:
+            failures.append(Failure(None, None, "config.json is missing in the candidate", LEVEL))
         elif not told.fields:
             notes.append(f"{side} has no config ({checkpoint.path}): sizes, rope and the like were not compared")
     return failures, notes
