@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ckpttool.comparison.pairs import OPAQUE
 from ckpttool.comparison.parts import PartComparison, Status
 from ckpttool.validator.originals import Sums, places
 from ckpttool.validator.proofs import Made, Proofs
-from ckpttool.validator.proving import Wrong
+from ckpttool.validator.proving import Spot, Wrong
 from ckpttool.validator.report import PartResult
 
 
@@ -53,23 +54,27 @@ def _fault(found: Mapping[int, Wrong], made: Made | None, target: str) -> str | 
         assert made.maker is not None
         held = units == needless
         wrong = f"{wrong}, which {target} could hold" if held else f"not what {made.maker.name} makes of the reference"
-    total = one.group.shape.row_count * one.group.shape.row_length // one.block
-    noun = "block" if one.block > 1 else "value"
+    total = one.group.shape.row_count * one.group.shape.row_length // one.format.block
+    noun = "byte" if one.format == OPAQUE.format else "block" if one.format.block > 1 else "value"
     counted = f"{units:,} of {total:,} {noun}s {'is' if units == 1 else 'are'} {wrong}"
-    first = min(found.values(), key=lambda w: w.first)
+    spots = (w.needless_spot if made is not None and not made.surely else w.spot for w in found.values())
+    first = min(s for s in spots if s)
     many = f", in {len(found)} experts" if len(found) > 1 else ""
     begin = "the first at" if units > 1 else "at"
-    return f"{counted}{many}, {begin} {_place(first)}: {first.what}"
+    return f"{counted}{many}, {begin} {_place(first, one)}: {first.what}"
 
 
-def _place(wrong: Wrong) -> str:
-    """Expert, row within it, and block or column."""
-    group = wrong.group
-    row, unit = wrong.first
-    row, column = divmod(row * group.shape.row_length + unit * wrong.block, group.columns)
+def _place(spot: Spot, wrong: Wrong) -> str:
+    """Expert, row within it, and block or column, in a part of which something is wrong."""
+    group, block = wrong.group, wrong.format.block
+    row, column = divmod(spot.row * group.shape.row_length + spot.unit * block, group.columns)
     expert, row = divmod(row, group.expert_rows) if group.has_experts else (None, row)
-    within = f"block {column // wrong.block}" if wrong.block > 1 else f"column {column}"
-    where = f"element {row}" if group.columns == 1 else f"row {row}, {within}"
+    within = f"block {column // block}" if block > 1 else f"column {column}"
+    where = (
+        f"{'byte' if wrong.format == OPAQUE.format else 'element'} {row}"
+        if group.columns == 1
+        else f"row {row}, {within}"
+    )
     return where if expert is None else f"expert {expert}, {where}"
 
 

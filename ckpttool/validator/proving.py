@@ -12,38 +12,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ckpttool.codecs.formats import BlockFormat
 from ckpttool.codecs.transcode import Operand
 from ckpttool.comparison.pairs import Group
 from ckpttool.steps import kind_of
 from ckpttool.validator.originals import Sums, causes, sums
 from ckpttool.validator.recipes import DIRECTLY, Maker, makes
-from ckpttool.validator.remade import Misses, described, misses, rows_of
+from ckpttool.validator.remade import Flags, Misses, described, misses, rows_of
 from ckpttool.validator.trials import Choice, Pair, is_lossy
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Spot:
+    """A unit by its row of the part and its place in that; `what` says how it differs."""
+
+    row: int
+    unit: int
+    what: str
 
 
 @dataclass(slots=True)
 class Wrong:
     """What is wrong with one expert of a part (with number 0, where it has none).
 
-    Units are blocks of the candidate's format, or numbers. `needless` ones were lost though the format holds their
-    values. `first` is the row of the part and the unit in it, `what` how that differs. `sums` are of all rows in which
-    something is wrong (None: some cannot be made), and `causes` hold for all that is.
+    Units are blocks of the candidate's `format`, or numbers; `spot` is the first that is wrong. `needless` ones were
+    lost though the format holds their values. `sums` are of all rows in which something is wrong (None: some cannot be
+    made), and `causes` hold for all that is.
     """
 
     group: Group
-    block: int
+    format: BlockFormat
     units: int
     needless: int
-    first: tuple[int, int]
-    what: str
+    spot: Spot
+    needless_spot: Spot | None
     sums: Sums | None
     causes: frozenset[str]
 
     @property
     def whole(self) -> int:
         """Units of the expert."""
-        return self.group.expert_rows * self.group.shape.row_length // self.block
+        return self.group.expert_rows * self.group.shape.row_length // self.format.block
 
     def add(self, other: Wrong) -> None:
         """Take in what another piece of the same expert found."""
@@ -51,8 +62,8 @@ class Wrong:
         self.needless += other.needless
         self.sums = self.sums + other.sums if self.sums and other.sums else None
         self.causes &= other.causes
-        if other.first < self.first:
-            self.first, self.what = other.first, other.what
+        self.spot = min(self.spot, other.spot)
+        self.needless_spot = min((s for s in (self.needless_spot, other.needless_spot) if s), default=None)
 
 
 Faults = dict[str, dict[int, Wrong]]
@@ -114,15 +125,26 @@ def _by_expert(group: Group, x: Operand, y: Operand, first_row: int, missed: Mis
     experts = (first_row + missed.rows) // group.expert_rows
     for expert in np.unique(experts):
         at = np.flatnonzero(experts == expert)
-        rows, units, made = missed.rows[at], missed.units[at], rows_of(missed.made, at) if missed.made else None
-        held = rows_of(y, rows)
-        unit = int(np.flatnonzero(units[0])[0])
-        one = np.zeros(1, np.intp)
-        what = described(rows_of(x, rows[:1]), rows_of(held, one), rows_of(made, one) if made else None, unit)
+        rows, units, needless = missed.rows[at], missed.units[at], missed.needless[at]
+        reference, held = rows_of(x, rows), rows_of(y, rows)
+        made = rows_of(missed.made, at) if missed.made else None
+        spot = _spot(reference, held, made, first_row + rows, units)
+        assert spot is not None
         out[int(expert)] = Wrong(
-            group, y.codec.format.block, int(np.count_nonzero(units)),
-            int(np.count_nonzero(missed.needless[at])), (first_row + int(rows[0]), unit), what,
+            group, y.codec.format, int(np.count_nonzero(units)), int(np.count_nonzero(needless)),
+            spot, _spot(reference, held, made, first_row + rows, needless),
             sums(made, held, first_row + rows, group.expert_rows) if made else None,
             causes(made, held) if made else frozenset(),
         )  # fmt: skip
     return out
+
+
+def _spot(x: Operand, y: Operand, made: Operand | None, rows: NDArray[np.intp], units: Flags) -> Spot | None:
+    """The first of some units, [R, G] of these rows; None where there is none."""
+    found = np.flatnonzero(units)
+    if not found.size:
+        return None
+    row, unit = divmod(int(found[0]), units.shape[1])
+    one = np.array([row])
+    what = described(rows_of(x, one), rows_of(y, one), rows_of(made, one) if made else None, unit)
+    return Spot(int(rows[row]), unit, what)

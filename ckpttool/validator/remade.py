@@ -188,5 +188,5 @@ def _number(new: str | None, old: str | None, new_bytes: NDArray[np.uint8], old_
     if new is not None and new != old:
         return f"{new}, not {old}"
     if new_bytes.size <= 8:
-        return f"bytes {new_bytes.tobytes().hex()}, not {old_bytes.tobytes().hex()}"
+        return f"0x{new_bytes[::-1].tobytes().hex()}, not 0x{old_bytes[::-1].tobytes().hex()}"
     return "other bytes"
