@@ -11,7 +11,6 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import chromium
 import pytest
 from commandline import run
 from header_checkpoints import write_headers
+from page_checks import CHOOSE, CORNER, HOSTILE, Tags, contrast
 from page_samples import WRONG, with_scales
 
 import ckpttool
@@ -41,16 +41,6 @@ from ckpttool.render.page import Section, check_place, page, write_page
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MANIFEST: dict[str, Any] = json.loads((FIXTURES / "MANIFEST.json").read_text(encoding="utf-8"))
 TINY = FIXTURES / "tiny-gpt-oss"
-CHOOSE = "(s => {s.selectedIndex = %d; s.dispatchEvent(new Event('change'))})(document.querySelector('%s'))"
-"""Take an option of a select."""
-CORNER = "(r => [r.left, r.top])(document.querySelectorAll('%s')[%d].getBoundingClientRect())"
-"""Where an element is in the window."""
-HOSTILE = (
-    "</script><script>window.hit=1</script>", "<img src=x onerror=window.hit=1>", "'\"><svg onload=window.hit=1>",
-    "</title></style><h1>hit</h1>", "\x1b[31m\u202e\x00\ufffe\ud800", "]]><!--", "a" * 3000, "&lt;b&gt; &amp; %3Cb%3E",
-    "{{7*7}} ${7*7} ` \\u003cscript\\u003e",
-)  # fmt: skip
-"""Names as a hostile file may hold them."""
 
 
 @pytest.fixture(scope="module")
@@ -259,17 +249,6 @@ def test_searching(tab: chromium.Browser, big_page: Path) -> None:
 # --- how it looks ---
 
 
-def contrast(a: list[float], b: list[float]) -> float:
-    """WCAG's contrast of two sRGB colours, 0 to 255 each."""
-
-    def luminance(rgb: list[float]) -> float:
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in rgb)]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(tab: chromium.Browser, big_page: Path, scheme: str) -> None:
     """Text 4.5 and more on what it stands on, marks 3 and more on the page: WCAG 2.2, AA."""
@@ -324,30 +303,6 @@ def test_nothing_is_wider_than_the_window(tab: chromium.Browser, big_page: Path,
         assert shown == [width > 736, width <= 736]
     finally:
         tab.window(1300, 900)
-
-
-class Tags(HTMLParser):
-    """Every start tag of a page with its attributes, and whether tags are nested as they should be."""
-
-    void = frozenset(("meta", "input", "br", "link", "img"))
-
-    def __init__(self, document: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(document)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
 
 
 def test_without_scripts_it_is_whole(tab: chromium.Browser, big_page: Path) -> None:

@@ -173,7 +173,7 @@ def spread(bins: Bins, rules: Sequence[Rule], axis: LogAxis, x_title: str, y_tit
                 "strokeDash": {"field": "dash"}}}},
             {"type": "rect", "name": "places", "from": {"data": "rows"}, "encode": {"enter": upright | {
                 "x": {"scale": "x", "field": "a"}, "x2": {"scale": "x", "field": "b"},
-                "fill": {"value": "transparent"}, "description": {"field": "says"}}}},
+                "description": {"field": "says"}}}},
         ]  # fmt: skip
         data = [
             {"name": "rows", "values": rows}, {"name": "ruled", "values": marked},
@@ -210,8 +210,7 @@ def _rect(name: str, data: str, enter: dict[str, Any]) -> dict[str, Any]:
 def _hover(places: Places, band: dict[str, Any]) -> dict[str, Any]:
     """Over each place what it says, wherever in it the pointer is."""
     enter = band | {
-        "y": {"value": 0}, "y2": {"signal": "height"}, "fill": {"value": "transparent"},
-        "description": {"field": "says"},
+        "y": {"value": 0}, "y2": {"signal": "height"}, "description": {"field": "says"},
     }  # fmt: skip
     return {"type": "rect", "name": "places", "from": {"data": "tips"}, "encode": {"enter": enter}}
 
