@@ -536,7 +536,7 @@ def test_the_command_writes_the_page(tab: chromium.Browser, tmp_path: Path) -> N
         "[...document.querySelectorAll('#odd-experts tbody tr')].map(r => r.innerText.split(/\\s+/).slice(0, 2))"
     )
     assert odd == [["1", "2"]]
-    assert "expert 2 of layer 1" in tab.run("document.querySelector('.findings').innerText")
+    assert "layer 1, expert 2" in tab.run("document.querySelector('.findings').innerText")
 
 
 def test_json_stays_alone(tmp_path: Path) -> None:
