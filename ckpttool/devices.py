@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ckpttool.codecs.formats import Codec
+from ckpttool.codecs.gpu_room import lanes_within
 from ckpttool.codecs.transcode import Bytes, transcode
 from ckpttool.errors import UsageError, first_line
 from ckpttool.planner import Plan
+from ckpttool.reports import UNUSABLE
 from ckpttool.slabwork import ALIGNMENT, behind, lay
 from ckpttool.steps import Slab, Step, for_gpu
 
@@ -44,10 +46,11 @@ START_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Devices:
-    """The names, ("cpu",) or ("cuda:0", ...), and the reason in words."""
+    """The names, ("cpu",) or ("cuda:0", ...), and the reason in words; `by_choice` if nobody asked for these GPUs."""
 
     names: tuple[str, ...]
     why: str
+    by_choice: bool = False
 
     @property
     def are_gpus(self) -> bool:
@@ -64,8 +67,9 @@ def check_asked(asked: str) -> None:
         raise UsageError(f"--device {asked}: names one device twice", hint="name each once")
 
 
-def choose(asked: str, plan: Plan, workers: int) -> Devices:
-    """The devices for `plan`, as `asked` (a word of `--device`); `workers` threads would compute on the cores.
+def choose(asked: str, plan: Plan, workers: int, gpu_memory: int) -> Devices:
+    """The devices for `plan`, as `asked` (a word of `--device`); `workers` threads would compute on the cores, and
+    torch may reserve `gpu_memory` bytes of a GPU.
 
     Raises:
         UsageError: devices that were named and cannot be used, with what would help.
@@ -82,10 +86,10 @@ def choose(asked: str, plan: Plan, workers: int) -> Devices:
         return Devices((CPU,), "no NVIDIA GPU here")
     if lacking := _lacking():
         return Devices((CPU,), f"there is a GPU, but {lacking} is not installed: {INSTALL}")
-    return _faster(plan, workers)
+    return _faster(plan, workers, gpu_memory)
 
 
-def _faster(plan: Plan, workers: int) -> Devices:
+def _faster(plan: Plan, workers: int, gpu_memory: int) -> Devices:
     """Cores or the first GPU, by what both were measured to take."""
     on_cores = _core_seconds(plan) / workers
     threads = "1 thread computes" if workers == 1 else f"{workers} threads compute"
@@ -96,15 +100,25 @@ def _faster(plan: Plan, workers: int) -> Devices:
         (card,) = cards("cuda")
     except UsageError as e:
         return Devices((CPU,), e.message)
+    if _is_stand_in(card):
+        return Devices((CPU,), "there is a GPU, but Triton interprets (TRITON_INTERPRET=1)")
+    room = lanes_within(gpu_memory, 1)
+    if not room:
+        return Devices((CPU,), f"there is a GPU, but torch takes more than {gpu_memory:,} bytes of its memory")
     from ckpttool.codecs.gpu_link import link_rate
 
     try:
-        rate = link_rate(card)
+        rate = link_rate(card, room)
     except RuntimeError as e:  # a GPU that others have filled, or that takes no second process
-        return Devices((CPU,), f"the GPU cannot be used: {first_line(e)}")
+        return Devices((CPU,), f"{UNUSABLE}: {first_line(e)}")
     over_link = max(_traffic(plan)) / rate
     said = f"{threads} it in {on_cores:.1f} s, the GPU's link takes {over_link:.1f} s at {rate / 1e9:.0f} GB/s"
-    return Devices(_names("cuda") if over_link < on_cores else (CPU,), said)
+    return Devices(_names("cuda"), said, by_choice=True) if over_link < on_cores else Devices((CPU,), said)
+
+
+def _is_stand_in(card: torch.device) -> bool:
+    """Whether the CPU stands for a GPU, which is no way to be fast."""
+    return card.type == "cpu"
 
 
 def _names(asked: str) -> tuple[str, ...]:

@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
-from ckpttool import devices, workplace
+from ckpttool import workplace
+from ckpttool.buffers import buffers_for
 from ckpttool.codecs import cpu
-from ckpttool.codecs.transcode import Bytes
 from ckpttool.commit import sync_folder
 from ckpttool.containers.layout import FileLayout
+from ckpttool.containers.remote import RemoteFile, open_file
 from ckpttool.containers.source import LocalFile, LocalTarget
-from ckpttool.errors import CheckFailed, CkptError, InputError, LimitError, LocalIOError, first_line, os_error
+from ckpttool.errors import (
+    CheckFailed,
+    CkptError,
+    InputError,
+    LimitError,
+    LocalIOError,
+    NetworkError,
+    UsageError,
+    os_error,
+)
 from ckpttool.journal import Entry, Journal
 from ckpttool.place import Place
 from ckpttool.planner import Plan
@@ -38,11 +45,7 @@ from ckpttool.resources import Limits, Resources, resources
 from ckpttool.sidecars import write_sidecar
 from ckpttool.slabwork import Phases, Worker
 from ckpttool.steps import target_ranges
-
-if TYPE_CHECKING:
-    from ckpttool.codecs.gpu_link import Lane
-
-T = TypeVar("T")
+from ckpttool.threads import Crew
 
 PREALLOCATED_AT_ONCE = 16
 """Files: file systems in memory clear the pages, which takes them as long as writing does."""
@@ -76,11 +79,11 @@ def execute(
     with workplace.locked(place):
         done = workplace.resumed(plan)
         try:
-            conversion = _convert(plan, done, using, verify, progress, begun)
+            conversion = _convert(plan, limits, done, using, verify, progress, begun)
         except (InputError, CheckFailed):
             workplace.discard(place)  # the same source and options would fail the same way again
             raise
-        except (LocalIOError, LimitError, OSError) as e:
+        except (LocalIOError, LimitError, NetworkError, UsageError, OSError) as e:
             error = e if isinstance(e, CkptError) else os_error(e)
             if done:
                 error.hint = f"{error.hint}; the same command then goes on where this one stopped"
@@ -93,61 +96,38 @@ def execute(
 
 @dataclass
 class _Run:
-    """What threads share: what is done, what failed, which slab comes next."""
+    """What threads share: what is done, and who waits for it."""
 
     plan: Plan
     done: dict[int, Entry]
     journal: Journal
     progress: Progress
-    todo: Iterator[int] = field(init=False)
-    failure: BaseException | None = None
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    crew: Crew = field(default_factory=Crew)
 
-    def __post_init__(self) -> None:
-        self.todo = iter([i for i in _in_turns(self.plan) if i not in self.done])
+    def todo(self) -> list[int]:
+        """The slabs that are not done yet, in the order in which they are begun."""
+        return [i for i in _in_turns(self.plan) if i not in self.done]
 
-    def next_slab(self) -> int | None:
-        """The next slab for a thread; None when there is none, or the run has failed."""
-        return self.taken(self.todo)
-
-    def taken(self, items: Iterator[T]) -> T | None:
-        """The next of `items`, which threads share; None when there is none, or the run has failed."""
-        with self.changed:
-            return None if self.failure else next(items, None)
-
-    def finish(self, entry: Entry) -> None:
-        """Write down a slab that is done."""
+    def work(self, worker: Worker, index: int) -> None:
+        """Work slab number `index`, and write it down."""
+        slab = self.plan.slabs[index]
+        entry = worker.work(index, slab, self.plan.steps[slab.step])
         self.journal.add(entry)
-        with self.changed:
-            self.done[entry.slab] = entry
-            self.changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Stop all threads at their next slab; the first failure is the one that is reported."""
-        with self.changed:
-            self.failure = self.failure or error
-            self.changed.notify_all()
+        with self.crew.changed:
+            self.done[index] = entry
+            self.crew.changed.notify_all()
+        self.progress(self.plan.written_nbytes(index))
 
     def crc(self, slab: int, index: int) -> int | None:
         """The CRC of range `index` of a slab once it is done; None when the run has failed."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.failure is not None or slab in self.done)
-            return None if self.failure else self.done[slab].crcs[index]
-
-    def guarded(self, work: Callable[[], None]) -> Callable[[], None]:
-        """`work` as a thread's body, its errors kept for the main thread."""
-
-        def body() -> None:
-            try:
-                work()
-            except BaseException as e:
-                self.fail(e)
-
-        return body
+        crew = self.crew
+        with crew.changed:
+            crew.changed.wait_for(lambda: crew.failure is not None or slab in self.done)
+            return None if crew.failure else self.done[slab].crcs[index]
 
 
 def _convert(
-    plan: Plan, done: dict[int, Entry], using: Resources, verify: bool, progress: Progress, begun: float
+    plan: Plan, limits: Limits, done: dict[int, Entry], using: Resources, verify: bool, progress: Progress, begun: float
 ) -> Conversion:
     """Make all files, receipt included, in the folder of the unfinished conversion; `begun` is when the run did."""
     place = plan.place
@@ -155,20 +135,21 @@ def _convert(
     resumed = len(done)
     with contextlib.ExitStack() as stack:
         stack.callback(journal.close)
-        sources = {f.name: stack.enter_context(LocalFile(f.path, f.name)) for f in plan.source.files}
+        sources: dict[str, LocalFile | RemoteFile] = {}
+        for f in plan.source.files:
+            sources[f.name] = open_file(f.place, f.name)
+            stack.callback(sources[f.name].close)
         checks = _checks(plan)
-        targets, buffers = _prepared(plan, checks, using, stack)
+        targets, using, workers = _prepared(plan, limits, checks, using, sources, stack)
         prepared = perf_counter()
         run = _Run(plan, done, journal, progress)
         for entry in done.values():
             progress(plan.written_nbytes(entry.slab))
-        workers = [Worker(sources, targets, plan.target.lossless, *buffer) for buffer in buffers]
+        run.crew.add(run.todo(), [partial(run.work, worker) for worker in workers])
         hashes: dict[str, str] = {}
-        bodies = [run.guarded(lambda w=w: _work(run, w)) for w in workers]  # type: ignore[misc]
         if verify:
-            unread = iter(checks.items())
-            bodies += [run.guarded(lambda: _read_back(run, targets, unread, hashes))] * using.readers
-        _in_threads(run, bodies)
+            run.crew.add(checks.items(), [partial(_read_back, run, targets, hashes)] * using.readers)
+        run.crew.run()
         _require_unchanged(plan)
         worked = perf_counter()
         sidecars = {s.name: write_sidecar(s, place.staged, verify=verify) for s in plan.sidecars}
@@ -189,10 +170,13 @@ def _convert(
 
 
 def _require_unchanged(plan: Plan) -> None:
-    """InputError where a source file is no longer the one of the plan: what was read may be of two versions."""
+    """InputError where a source file is no longer the one of the plan: what was read may be of two versions. Of remote
+    files each answer was held against the first one."""
     for f in plan.source.files:
+        if not isinstance(f.place, Path):
+            continue
         try:
-            status = f.path.stat()
+            status = f.place.stat()
         except OSError as e:
             raise InputError("has gone while it was converted", file=f.name, hint="put it back, and start again") from e
         found = (status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
@@ -201,34 +185,24 @@ def _require_unchanged(plan: Plan) -> None:
 
 
 def _prepared(
-    plan: Plan, checks: dict[str, list[Stretch]], using: Resources, stack: contextlib.ExitStack
-) -> tuple[dict[str, LocalTarget], list[tuple[Bytes, Lane | None]]]:
+    plan: Plan,
+    limits: Limits,
+    checks: dict[str, list[Stretch]],
+    using: Resources,
+    sources: Mapping[str, LocalFile | RemoteFile],
+    stack: contextlib.ExitStack,
+) -> tuple[dict[str, LocalTarget], Resources, list[Worker]]:
     """All target files, preallocated, while kernels and GPUs are made ready: only the files wait for the disk."""
     with ThreadPoolExecutor(PREALLOCATED_AT_ONCE) as pool:
         made = {f.name: pool.submit(_made, plan.place.staged / f.name, f, checks[f.name]) for f in plan.files}
         try:
             cpu.load()
-            buffers = _buffers(using, stack)
+            using, buffers = buffers_for(plan, limits, using, stack)
         finally:
             for file in made.values():
                 stack.callback(_close, file)
-    return {name: file.result() for name, file in made.items()}, buffers
-
-
-def _buffers(using: Resources, stack: contextlib.ExitStack) -> list[tuple[Bytes, Lane | None]]:
-    """What each thread works with: a buffer, and where GPUs compute, for which it is then pinned, a lane to one."""
-    whole = np.empty((using.workers, using.buffer_nbytes), np.uint8)
-    if not using.devices.are_gpus:
-        return [(buffer, None) for buffer in whole]
-    from ckpttool.codecs.gpu_link import Lane, pinned
-
-    found = devices.cards(",".join(using.devices.names))
-    try:
-        stack.enter_context(pinned(whole, found[0]))
-        return [(buffer, Lane(found[i % len(found)], buffer)) for i, buffer in enumerate(whole)]
-    except RuntimeError as e:  # torch's own word for memory that is not to be had, of the GPU or to be locked
-        hint = "give a smaller --max-memory or --max-gpu-memory, or --device cpu"
-        raise LimitError(f"{', '.join(using.devices.names)}: {first_line(e)}", hint=hint) from e
+    targets = {name: file.result() for name, file in made.items()}
+    return targets, using, [Worker(sources, targets, plan.target.lossless, *buffer) for buffer in buffers]
 
 
 def _close(file: Future[LocalTarget]) -> None:
@@ -261,13 +235,6 @@ def _in_turns(plan: Plan) -> Iterable[int]:
     return (i for turn in zip_longest(*of_file.values()) for i in turn if i is not None)
 
 
-def _work(run: _Run, worker: Worker) -> None:
-    while (index := run.next_slab()) is not None:
-        slab = run.plan.slabs[index]
-        run.finish(worker.work(index, slab, run.plan.steps[slab.step]))
-        run.progress(run.plan.written_nbytes(index))
-
-
 def _checks(plan: Plan) -> dict[str, list[Stretch]]:
     """Every file as stretches: which slab wrote what, and what lies between."""
     ranges: dict[str, list[tuple[int, int, int, int]]] = {f.name: [] for f in plan.files}
@@ -278,56 +245,13 @@ def _checks(plan: Plan) -> dict[str, list[Stretch]]:
 
 
 def _read_back(
-    run: _Run,
-    targets: dict[str, LocalTarget],
-    unread: Iterator[tuple[str, list[Stretch]]],
-    hashes: dict[str, str],
+    run: _Run, targets: dict[str, LocalTarget], hashes: dict[str, str], unread: tuple[str, list[Stretch]]
 ) -> None:
-    """Read back one file after the other of those that no other thread has taken."""
-    while (taken := run.taken(unread)) is not None:
-        name, found = taken
-        sha256 = read_back(targets[name], found, run.crc)
-        if sha256 is None:
-            return
+    """Read back one file, as far as it is written; what it hashes to goes into `hashes`."""
+    name, found = unread
+    sha256 = read_back(targets[name], found, run.crc)
+    if sha256 is not None:
         hashes[name] = sha256
-
-
-def _in_threads(run: _Run, bodies: Iterable[Callable[[], None]]) -> None:
-    """Run all bodies to their end; an interrupt stops them at their next slab, the journal intact."""
-    threads = [_Thread(body) for body in bodies]
-    try:
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.ended.wait()
-    except BaseException as e:
-        run.fail(e)
-        for t in threads:
-            t.wait()
-    if run.failure is not None:
-        raise run.failure
-
-
-class _Thread(threading.Thread):
-    """A thread that can be waited for again after an interrupt: Python 3.11 and 3.12 take it for dead if that came in
-    the middle of `join`."""
-
-    def __init__(self, body: Callable[[], None]) -> None:
-        super().__init__(daemon=True)
-        self._body = body
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        try:
-            self._body()
-        finally:
-            self.ended.set()
-
-    def wait(self) -> None:
-        """Wait for its end if it was started, whatever else arrives: it works on files that are closed after that."""
-        while self.ident is not None and not self.ended.is_set():
-            with contextlib.suppress(BaseException):  # one more Ctrl-C, or SIGTERM
-                self.ended.wait()
 
 
 def _summed(workers: Iterable[Worker]) -> dict[str, float]:

@@ -7,11 +7,13 @@ token, offline mode and cache folders are huggingface_hub's own business: HF_END
 from __future__ import annotations
 
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ckpttool.containers import answers
-from ckpttool.containers.http import HttpRanges, retried, session
+from ckpttool.containers.http import HttpRanges, session
+from ckpttool.containers.patience import retried
 from ckpttool.containers.remote import RemoteFolder, RemotePath
 from ckpttool.containers.stores import without_secrets
 from ckpttool.errors import InputError, NetworkError, UsageError
@@ -81,7 +83,7 @@ def _listed(uri: HfUri, source: str) -> Any:
     api = HfApi(library_name="ckpttool", library_version=__version__)
     library, _ = session()
 
-    def ask() -> Any:
+    def ask(gone: threading.Event) -> Any:
         with answers.translated(library, source):
             try:
                 return api.repo_info(
@@ -131,7 +133,7 @@ def _folder(uri: HfUri, sha: str, label: str, siblings: dict[str, RepoSibling], 
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         ranges = HttpRanges(url, name, headers, size=sibling.size, sha256=sha256, commit=sha, repo_url=page)
         files[name] = RemotePath(name.rpartition("/")[2], f"{label}/{name}", ranges)
-    return RemoteFolder(label, files)
+    return RemoteFolder(label, files, name=uri.id.rpartition("/")[2], revision=uri.revision, commit=sha)
 
 
 def _some(files: dict[str, Any]) -> str:

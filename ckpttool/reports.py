@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+UNUSABLE = "the GPU cannot be used"
+"""What `devices_why` begins with where a GPU would have been the better choice."""
+
+
 @dataclass(frozen=True)
 class PlannedFile:
     """A file to write."""

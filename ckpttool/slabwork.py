@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from ckpttool.codecs.reference import BAD_KINDS, BadBlock
 from ckpttool.codecs.transcode import Bytes, Counts, Operand, transcode
-from ckpttool.containers.source import LocalFile, LocalTarget
+from ckpttool.containers.source import LocalTarget, ReadableFile
 from ckpttool.crc import crc32
-from ckpttool.errors import CheckFailed, InputError, LocalIOError, first_line
+from ckpttool.errors import CheckFailed, InputError
 from ckpttool.journal import Entry
 from ckpttool.steps import ByteRange, Kind, Side, Slab, Step, for_gpu, target_ranges
 
@@ -67,7 +67,7 @@ class Worker:
 
     def __init__(
         self,
-        sources: Mapping[str, LocalFile],
+        sources: Mapping[str, ReadableFile],
         targets: Mapping[str, LocalTarget],
         lossless: bool,
         buffer: Bytes,
@@ -86,7 +86,7 @@ class Worker:
 
         Raises:
             InputError: a value that the target cannot hold, with tensor, expert and row.
-            LocalIOError: a file or the GPU failed.
+            LocalIOError, LimitError: a file or the GPU failed.
         """
         begun = perf_counter()
         source = lay(step.source, slab, step, self._buffer)
@@ -115,11 +115,7 @@ class Worker:
     def _transcoded(self, source: Operand, target: Operand, step: Step) -> Counts:
         if self._lane is None or not for_gpu(step):
             return transcode(source, target, step.recipe)
-        try:
-            self._lane.transcode(source, target, step.recipe)
-        except self._lane.failures as e:
-            said = f"{self._lane.device} failed: {first_line(e)}"
-            raise LocalIOError(said, hint="--device cpu does without it") from e
+        self._lane.transcode(source, target, step.recipe)
         return (0,)
 
 

@@ -11,11 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import builders
@@ -223,32 +221,6 @@ def in_process(request: dict[str, Any], target: Path, **more: Any) -> dict[str, 
 
 class Stop(BaseException):
     """What stops a run here."""
-
-
-def test_whatever_arrives_meanwhile_threads_come_to_their_end() -> None:
-    """They work on files that are closed after that."""
-    ended, arrived = [], []
-
-    def body() -> None:
-        time.sleep(0.5)
-        ended.append(True)
-
-    def arrive(*args: object) -> None:
-        if len(arrived) < 2:
-            arrived.append(True)
-            raise Stop
-
-    before = signal.signal(signal.SIGALRM, arrive)
-    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
-    try:
-        run: Any = SimpleNamespace(failure=None)
-        run.fail = lambda error: setattr(run, "failure", error)
-        with pytest.raises(Stop):
-            execute._in_threads(run, [body])
-        assert (ended, arrived) == ([True], [True, True])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def stopped(small: Path, target: Path, line: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:

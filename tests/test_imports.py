@@ -23,7 +23,10 @@ HEAVY = frozenset(
 )  # fmt: skip
 """Loaded on first use: never by a module's own imports, but for the kernels'."""
 
-KERNELS = {"codecs.cpu_": {"numba", "llvmlite"}, "codecs.gpu": {"torch", "triton"}, "validator.": {"torch"}}
+KERNELS = {
+    "codecs.cpu_": {"numba", "llvmlite"}, "codecs.gpu": {"torch", "triton"}, "validator.fused": {"torch", "triton"},
+    "validator.logit_kernel": {"torch", "triton"}, "validator.": {"torch"},
+}  # fmt: skip
 """What compiled kernels and the forward pass, themselves loaded on first use, may import as they are."""
 
 UTILITIES = frozenset({"utils", "helpers", "common", "base", "manager", "core"})

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import range_server as web
 from commandline import run
 
-from ckpttool import inspect, open_checkpoint
-from ckpttool.containers import answers, gguf, http, limits, safetensors, stores
-from ckpttool.containers.http import HttpRanges, Patience
-from ckpttool.containers.remote import RemoteFile, RemoteHead
+from ckpttool import inspect, open_checkpoint, threads
+from ckpttool.containers import answers, gguf, limits, patience, safetensors, stores
+from ckpttool.containers.http import HttpRanges
+from ckpttool.containers.patience import Patience
+from ckpttool.containers.remote import RemoteFile, RemoteHead, RemotePath
 from ckpttool.errors import CkptError, InputError, LimitError, NetworkError, UsageError
+from ckpttool.inspection import reading
+from ckpttool.inspector import Asked, Inspector
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny-gpt-oss"
 DATA = bytes(range(256)) * 40
@@ -29,7 +36,7 @@ PATH = "/x.safetensors"
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without pauses."""
-    monkeypatch.setattr(http, "PATIENCE", Patience(pauses=(0, 0, 0, 0)))
+    monkeypatch.setattr(patience, "PATIENCE", Patience(pauses=(0, 0, 0, 0)))
 
 
 @pytest.fixture
@@ -207,7 +214,7 @@ def test_nobody_listens() -> None:
 
 
 def test_a_slow_drip_ends(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "PATIENCE", Patience(total=0.1, slowest=1e9, pauses=()))
+    monkeypatch.setattr(patience, "PATIENCE", Patience(total=0.1, slowest=1e9, pauses=()))
     over = threading.Event()
     server.always[PATH] = web.drip(over)
     try:
@@ -218,7 +225,7 @@ def test_a_slow_drip_ends(server: web.Server, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_head_that_drips_ends(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "PATIENCE", Patience(total=0.1, slowest=1e9, pauses=()))
+    monkeypatch.setattr(patience, "PATIENCE", Patience(total=0.1, slowest=1e9, pauses=()))
     over = threading.Event()
     server.always[PATH] = web.drip_head(over)
     threading.Timer(10, over.set).start()
@@ -228,8 +235,166 @@ def test_a_head_that_drips_ends(server: web.Server, monkeypatch: pytest.MonkeyPa
         over.set()
 
 
+def test_all_tries_together_end(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each within its time, each for a reason that passes: a server may do so for ever, and is not let."""
+    monkeypatch.setattr(patience, "PATIENCE", Patience(read=0.2, slowest=1e9, pauses=(0.05,) * 1000, altogether=1))
+    over = threading.Event()
+    server.always[PATH] = web.stall(over)
+    begun = time.monotonic()
+    try:
+        assert re.search("for too long|too slow", str(refused(server)))
+    finally:
+        over.set()
+    assert 0.5 < time.monotonic() - begun < 20
+    assert 1 < len(server.log) < 8
+
+
+def test_waits_that_are_asked_for_count(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE", Patience(altogether=100))
+    slept: list[float] = []
+    clock = [0.0]
+
+    def pause(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(threads, "pause", pause)
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    server.always[PATH] = web.status(503, Retry_After="45")
+    assert "503, unavailable, 3 times, and for too long" in str(refused(server))
+    assert slept == [45, 45]
+
+
+def test_a_list_of_files_that_drips_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's API too."""
+    monkeypatch.setattr(patience, "PATIENCE", Patience(total=0.5, pauses=()))
+    over = threading.Event()
+    with web.as_hub(monkeypatch) as server:
+        server.always["/api/models/org/tiny"] = server.always["/api/models/org/tiny/revision/main"] = web.drip_head(
+            over
+        )
+        try:
+            with pytest.raises(NetworkError, match="too slow"):
+                open_checkpoint("hf://org/tiny")
+        finally:
+            over.set()
+
+
+def test_a_header_is_held_twice_at_most() -> None:
+    """As it came and as it is parsed; beside them the last piece of a range."""
+    size = 40 << 20
+    head = RemoteHead("x", Plenty(size))
+    tracemalloc.start()
+    try:
+        assert len(head.read(0, 8)) == 8
+        assert len(head.read(8, size - 8)) == size - 8
+        assert tracemalloc.get_traced_memory()[1] < 2.3 * size
+    finally:
+        tracemalloc.stop()
+
+
+class Plenty(HttpRanges):
+    """A file of zeros, in pieces as a client gives them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("http://127.0.0.1:1/x", "x", size=size)
+
+    def _once(self, at: int, stop: int, got: Any, gone: threading.Event) -> None:
+        for start in range(at, stop, 1 << 16):
+            got.extend(bytes(min(1 << 16, stop - start)))
+
+
+def test_memory_is_filled_in_place(server: web.Server) -> None:
+    """Over a body that breaks off, and never beyond its end."""
+    buffer = bytearray(b"-" * 300)
+    server.faults[PATH] = [web.cut(33), None]
+    with RemoteFile("x", ranges(server)) as f:
+        f.readinto(5, memoryview(buffer)[100:200])
+        assert buffer == b"-" * 100 + DATA[5:105] + b"-" * 100
+        with pytest.raises(InputError, match="truncated"):
+            f.readinto(len(DATA) - 10, buffer)
+        f.readinto(len(DATA), bytearray())
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("way", ["interrupt", "error"])
+def test_scales_of_a_stalling_server_are_not_waited_for(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the reading ends it at once, and no thread goes on to ask."""
+    over, stalled = threading.Event(), threading.Event()
+    folder = web.folder_files(FIXTURES / "hf")
+    files: dict[str, web.Content] = {f"/m/{n}": p for n, p in folder.items()}
+    first, *others = sorted(n for n in files if n.endswith(".safetensors"))
+
+    def arrive(*args: object) -> None:
+        raise Stop
+
+    def gone(handler: web.Handler) -> bool:
+        stalled.wait(20)
+        return web.status(404)(handler)
+
+    def stall(handler: web.Handler) -> bool:
+        stalled.set()
+        return web.stall(over)(handler)
+
+    before = signal.signal(signal.SIGALRM, arrive)
+    with web.serving(files) as server:
+        checkpoint = open_checkpoint(server.url("/m/model.safetensors.index.json"))
+        server.always |= dict.fromkeys(others, stall)
+        server.always[first] = gone if way == "error" else stall
+        threads_before = {t for t in threading.enumerate() if "process_request" not in t.name}
+        begun = time.monotonic()
+        if way == "interrupt":
+            signal.setitimer(signal.ITIMER_REAL, 2)
+        try:
+            with pytest.raises(Stop if way == "interrupt" else NetworkError):
+                Inspector(checkpoint, Asked(scales=True, codes=True)).run()
+            asked = len(server.log)
+            assert time.monotonic() - begun < 15
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            over.set()
+        time.sleep(0.5)
+        assert len(server.log) == asked
+        left = {t for t in threading.enumerate() if "process_request" not in t.name} - threads_before
+        for thread in left:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_as_many_readers_as_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as many as the machine has; at a remote end as many as are asked for at once."""
+    counts = []
+    monkeypatch.setattr(reading, "CORES", 3)
+    monkeypatch.setattr(reading, "share", lambda jobs, workers: counts.append(len(workers)))
+    reading.read_all([], {"x": FIXTURES}, lambda n: None)
+    reading.read_all([], {"x": web_path()}, lambda n: None)
+    reading.read_all([], {"x": FIXTURES}, lambda n: None, 5)
+    assert counts == [3, limits.REMOTE_PARALLEL, 5]
+
+
+def web_path() -> RemotePath:
+    return RemotePath("x", "http://x/x", HttpRanges("http://x/x", "x"))
+
+
+def test_a_reference_is_asked_for_what_is_missing_alone() -> None:
+    """Of a remote source no side file is read for it."""
+    files: dict[str, web.Content] = {f"/m/{n}": p for n, p in web.folder_files(FIXTURES / "hf").items()}
+    del files["/m/tokenizer.json"], files["/m/generation_config.json"]
+    with web.serving(files) as server:
+        found = open_checkpoint(server.url("/m/model.safetensors.index.json"), reference=FIXTURES / "hf")
+        sides = [r.path for r in server.log if not r.path.endswith((".safetensors", ".index.json"))]
+        assert sides == ["/m/config.json"]
+        assert found.companions["tokenizer.json"] == FIXTURES / "hf" / "tokenizer.json"
+        assert isinstance(found.companions["config.json"], bytes)
+        assert len([r for r in server.log if "tokenizer" in r.path]) == 0
+
+
 def test_a_stall_ends(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "PATIENCE", Patience(read=0.1, pauses=(0,)))
+    monkeypatch.setattr(patience, "PATIENCE", Patience(read=0.1, pauses=(0,)))
     over = threading.Event()
     server.always[PATH] = web.stall(over)
     try:
@@ -527,9 +692,13 @@ def test_no_password_of_a_store_in_errors(url: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["https", "hf"])
-def test_no_password_where_only_local_files_will_do(scheme: str, tmp_path: Path) -> None:
-    report = run("convert", f"{scheme}://user:secret@h/x.gguf", tmp_path / "x", "--to", "bf16", "--json")
-    assert report.code == 3
+def test_no_password_where_it_cannot_be_reached(scheme: str, tmp_path: Path) -> None:
+    source = f"{scheme}://user:secret@127.0.0.1:1/x.gguf"
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(source, remote=False)
+    assert "secret" not in str(caught.value)
+    report = run("convert", source, tmp_path / "x", "--to", "bf16", "--json")
+    assert report.code == (5 if scheme == "https" else 2)
     assert "secret" not in report.out + report.err
 
 
@@ -571,7 +740,7 @@ def test_parts_are_read_by_range() -> None:
         assert len(server.log) == asked + 2  # the codes and the scales of one expert
 
 
-def test_conversion_wants_local_files(server: web.Server, tmp_path: Path) -> None:
+def test_what_wants_local_files_says_so(server: web.Server) -> None:
     checkpoint_url = server.url("/m.gguf")
     server.files["/m.gguf"] = FIXTURES / "gguf" / "tiny-gpt-oss-auto.gguf"
     found = open_checkpoint(checkpoint_url)

@@ -4,8 +4,12 @@ A thread has pinned memory of its own, a stream, and room on the card that mirro
 the one is a view of the other, and each way is one copy. Streams of several threads share the card's two copy engines
 and its multiprocessors, so that slabs come, are computed and go at the same time.
 
-What a slab of one shape takes, copies and kernels, is recorded once as a CUDA graph. Playing it is a single call, where
-each of its parts would be several that let another thread have the interpreter, and wait to get it back.
+What a slab of one shape takes, copies and kernels, is recorded as a CUDA graph when the shape comes for the second
+time; one that comes once would cost more to record than to run. Playing it is a single call, where each of its parts
+would be several that let another thread have the interpreter, and wait to get it back.
+
+The room of all lanes of a card is one allocation, and the limit on the GPU's memory is held against what torch reserves
+for it (`gpu_room`). CUDA's own context, kernels and graphs come beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,8 +26,10 @@ import torch
 from numpy.typing import NDArray
 
 from ckpttool.codecs import gpu
-from ckpttool.codecs.formats import Recipe
+from ckpttool.codecs.formats import Packing, Recipe
+from ckpttool.codecs.gpu_room import room_nbytes
 from ckpttool.codecs.transcode import Bytes, Operand
+from ckpttool.errors import CkptError, LimitError, LocalIOError, UsageError, first_line
 
 PORTABLE = 1
 """cudaHostRegisterPortable: pinned for every card, not only for the current one."""
@@ -59,10 +66,11 @@ def pinned(buffer: Bytes, device: torch.device) -> Iterator[None]:
         runtime.cudaHostUnregister(address)  # a GPU that has failed says so again here: the first word is the right one
 
 
-def link_rate(device: torch.device) -> float:
-    """Bytes a second from pinned memory to `device`: the best of three copies."""
-    host = np.zeros(SAMPLE_NBYTES, np.uint8)
-    target = torch.empty(SAMPLE_NBYTES, dtype=torch.uint8, device=device)
+def link_rate(device: torch.device, most: int = SAMPLE_NBYTES) -> float:
+    """Bytes a second from pinned memory to `device`: the best of three copies, of at most `most` bytes."""
+    nbytes = min(most, SAMPLE_NBYTES)
+    host = np.zeros(nbytes, np.uint8)
+    target = torch.empty(nbytes, dtype=torch.uint8, device=device)
     with pinned(host, device), torch.cuda.device(device):
         milliseconds: list[float] = []
         for _ in range(4):
@@ -72,18 +80,98 @@ def link_rate(device: torch.device) -> float:
             ended.record()
             ended.synchronize()
             milliseconds.append(begun.elapsed_time(ended))
-    return SAMPLE_NBYTES / min(milliseconds[1:]) * 1e3
+    return nbytes / min(milliseconds[1:]) * 1e3
+
+
+FAILURES = (RuntimeError, subprocess.CalledProcessError)
+"""What means that the GPU has failed: torch has one word for whatever happens to it, and Triton a second one, where the
+C compiler does not build its launcher."""
+
+NO_MEMORY = 2
+"""cudaErrorMemoryAllocation."""
+
+
+@contextlib.contextmanager
+def starting(cards: Sequence[torch.device], names: Sequence[str]) -> Iterator[None]:
+    """Start CUDA, and say of what fails in the block, where lanes are made, what kind of failure it is.
+
+    Raises:
+        UsageError: CUDA does not start.
+        LimitError: there is too little memory on a card, or too little of this machine's may be locked.
+        LocalIOError: a card fails.
+    """
+    said = ", ".join(names)
+    try:
+        if any(card.type == "cuda" for card in cards):
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as e:  # no driver, too old a one, torch without CUDA
+        raise UsageError(f"{said}: {first_line(e)}", hint="nvidia-smi tells; --device cpu does without it") from e
+    try:
+        yield
+    except FAILURES as e:
+        raise failed(e, said) from e
+
+
+def failed(error: BaseException, name: str) -> CkptError:
+    """What torch or Triton raised as an error of ours: a LimitError where it is memory that lacks."""
+    said = f"{name}: {first_line(error)}"
+    # torch says so by its allocator's own kind of error, by a code, or behind the text of a call of CUDA's runtime.
+    coded = getattr(error, "error_code", None) == NO_MEMORY or str(error).endswith(f"({NO_MEMORY})")
+    if isinstance(error, torch.OutOfMemoryError) or coded:
+        return LimitError(said, hint="give a smaller --max-memory or --max-gpu-memory, or --device cpu")
+    return LocalIOError(said, hint="--device cpu does without it")
+
+
+def lanes(cards: Sequence[torch.device], buffers: Sequence[Bytes], limit: int) -> list[Lane]:
+    """A lane for each of the pinned `buffers`, all of one size, to the cards in turns.
+
+    `limit` is what torch may reserve on each of them.
+
+    Raises:
+        LimitError: torch reserves more than that.
+        `FAILURES`: a card has too little memory, or fails.
+    """
+    of_card = [_lanes_to(card, buffers[i :: len(cards)], limit) for i, card in enumerate(cards)]
+    return [lane for turn in zip_longest(*of_card) for lane in turn if lane is not None]
+
+
+def _lanes_to(card: torch.device, buffers: Sequence[Bytes], limit: int) -> list[Lane]:
+    if not buffers:
+        return []
+    before = _reserved(card)
+    nbytes = buffers[0].nbytes
+    room = torch.empty(room_nbytes(len(buffers), nbytes), dtype=torch.uint8, device=card)
+    made = [Lane(card, buffer, room[i * nbytes : (i + 1) * nbytes]) for i, buffer in enumerate(buffers)]
+    _try(card)
+    if (taken := _reserved(card) - before) > limit:
+        text = f"{card}: torch reserves {taken:,} bytes for what should take {limit:,}"
+        raise LimitError(text, hint="unset PYTORCH_CUDA_ALLOC_CONF, or give --device cpu")
+    return made
+
+
+def _reserved(card: torch.device) -> int:
+    """Bytes of the GPU that torch holds now, without what nobody uses any more."""
+    if card.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(card)
+
+
+def _try(card: torch.device) -> None:
+    """Repack one block, so that a kernel that cannot be built or loaded shows before the first slab."""
+    pair = torch.zeros((1, 1, 1, 17), dtype=torch.uint8, device=card)
+    structs = torch.zeros_like(pair)
+    blocks, scales = pair[..., :16], pair[..., 16]
+    gpu.repack(blocks, scales, Packing.pair, structs[..., 1:], structs[..., 0], Packing.ggml)
+    if card.type == "cuda":
+        torch.cuda.synchronize(card)
 
 
 class Lane:
     """One thread's way to a GPU and back."""
 
-    failures = (RuntimeError, subprocess.CalledProcessError)
-    """What means that the GPU has failed: torch has one word for whatever happens to it, and Triton a second one, where
-    the C compiler does not build its launcher."""
-
-    def __init__(self, device: torch.device, host: Bytes) -> None:
-        """`host` is pinned: slabs are laid out in it, from its begin on.
+    def __init__(self, device: torch.device, host: Bytes, room: torch.Tensor) -> None:
+        """`host` is pinned: slabs are laid out in it, from its begin on. `room` is as many bytes on the GPU.
 
         Raises:
             torch.OutOfMemoryError: the GPU has too little memory.
@@ -96,9 +184,10 @@ class Lane:
         self._stream: Any = torch.cuda.Stream(device) if cuda else torch.cpu.Stream()  # type: ignore[no-untyped-call]
         # An event that waits asleep leaves the core to the threads that read and write.
         self._done: Any = self._module.Event(**({"blocking": True} if cuda else {}))
-        self._room = torch.empty(host.nbytes, dtype=torch.uint8, device=device)
+        self._room = room
         self._status = gpu.new_status(device)
         self._noted = torch.empty(1, dtype=torch.int64, pin_memory=cuda)
+        self._met: set[object] = set()
         self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
         if cuda:
             torch.cuda.synchronize(device)
@@ -108,10 +197,21 @@ class Lane:
 
         Raises:
             BadBlock: as `transcode.transcode` does.
-            `failures`: the GPU has failed.
+            LimitError, LocalIOError: the GPU has failed.
         """
+        try:
+            self._run(source, target, recipe)
+        except FAILURES as e:
+            raise failed(e, f"{self.device} failed") from e
+        scales = (target if source.codec.is_plain else source).blocks_and_scales[1]
+        gpu.raise_bad(self._noted, *scales.shape[1:])
+
+    def _run(self, source: Operand, target: Operand, recipe: Recipe | None) -> None:
         shape = (_shape(source), _shape(target), recipe)
         with self._module.stream(self._stream):
+            if shape in self._met and shape not in self._graphs and self.device.type == "cuda":
+                with LAUNCHING:
+                    self._graphs[shape] = self._recorded(source, target, recipe)
             if shape in self._graphs:
                 self._graphs[shape].replay()
             else:
@@ -119,11 +219,7 @@ class Lane:
                     self._enqueue(source, target, recipe)
             self._done.record(self._stream)
             self._done.synchronize()
-            if shape not in self._graphs and self.device.type == "cuda":
-                with LAUNCHING:
-                    self._graphs[shape] = self._recorded(source, target, recipe)
-        scales = (target if source.codec.is_plain else source).blocks_and_scales[1]
-        gpu.raise_bad(self._noted, *scales.shape[1:])
+        self._met.add(shape)
 
     def _recorded(self, source: Operand, target: Operand, recipe: Recipe | None) -> torch.cuda.CUDAGraph:
         """A graph of `_enqueue`, whose kernels are compiled by now."""
@@ -167,8 +263,9 @@ class Lane:
     def _there(self, view: NDArray[Any]) -> torch.Tensor:
         """The same bytes of the room on the GPU as `view` has of the pinned memory, in the same shape."""
         n = view.itemsize
-        offset = (view.ctypes.data - self._host.ctypes.data) // n
-        return self._room.view(WORDS[n]).as_strided(view.shape, [s // n for s in view.strides], offset)
+        room = self._room.view(WORDS[n])
+        offset = room.storage_offset() + (view.ctypes.data - self._host.ctypes.data) // n
+        return room.as_strided(view.shape, [s // n for s in view.strides], offset)
 
 
 def _shape(operand: Operand) -> object:

@@ -1,5 +1,7 @@
 """Ranges of a file over HTTP: pinned to what the first answer showed, bounded in time, bytes, tries and redirects.
 
+A range that breaks off is asked for again, from where it did. How often and how long is `patience`'s business.
+
 The client is huggingface_hub's (httpx2, httpx before its 2.0): connection pool, proxies, certificates, HF_HUB_OFFLINE
 and whatever factory the user has set are its own. Redirects are followed here, one by one, because each must be looked
 at; the client makes the next request, and strips the token from it where the host changes.
@@ -11,47 +13,22 @@ import contextlib
 import importlib
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
-from ckpttool.containers import answers
+from ckpttool.containers import answers, patience
 from ckpttool.containers.answers import Again, Stale
 from ckpttool.containers.limits import KIB
+from ckpttool.containers.patience import retried
 from ckpttool.errors import CkptError, NetworkError
 
 if TYPE_CHECKING:
     import httpx2
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a remote end is waited for, in seconds; `slowest` is bytes per second of a body.
-
-    One request may take `total` and the time that its bytes need at `slowest`. A failed one is tried again after
-    `pauses`, or when the answer says, if that is within `longest_wait`.
-    """
-
-    connect: float = 10
-    read: float = 30
-    total: float = 60
-    slowest: float = 64 * KIB
-    pauses: tuple[float, ...] = (0.5, 1, 2, 4)
-    longest_wait: float = 60
-
-
-PATIENCE = Patience()
-"""The one in force."""
 
 REDIRECTS: Final = 3
-
-HEAD_GRACE: Final = 0.5
-"""Seconds that a head may be late: by then the client has given up by itself where nothing came."""
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
@@ -65,26 +42,37 @@ class Ranges(Protocol):
     etag: str | None
     sha256: str | None
 
-    def fetch(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` to `stop`, or to the end of the file where that comes first."""
+    def fetch(self, start: int, stop: int, onto: bytearray | None = None) -> bytearray:
+        """The bytes from `start` to `stop`, or to the end of the file where that comes first; behind those of `onto`,
+        where it is given."""
+
+    def fill(self, start: int, view: memoryview) -> int:
+        """The bytes from `start` on into `view`; how many there are."""
 
 
-def retried(call: Callable[[], T], label: str) -> T:
-    """What `call` returns; where it raises `Again`, it is called again after a pause, a bounded number of times."""
-    patience = PATIENCE
-    for tried, pause in enumerate(patience.pauses, 1):
-        try:
-            return call()
-        except Again as again:
-            if tried >= again.tries:
-                raise again.error(label) from again
-            if again.wait is not None and again.wait > patience.longest_wait:
-                raise again.error(label, f", and asks to wait {again.wait:.0f} s") from again
-            time.sleep(answers.jittered(pause) if again.wait is None else again.wait)
-    try:
-        return call()
-    except Again as again:
-        raise again.error(label, f", {len(patience.pauses) + 1} times") from again
+class Gathered(Protocol):
+    """What came so far: a bytearray, or a `Filling`."""
+
+    def __len__(self) -> int: ...
+
+    def extend(self, more: bytes | bytearray, /) -> None:
+        """`more` behind what is there."""
+
+
+class Filling:
+    """Memory that is filled from its begin on."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._filled = 0
+
+    def __len__(self) -> int:
+        return self._filled
+
+    def extend(self, more: bytes | bytearray, /) -> None:
+        """`more` behind what is there. ValueError where it has no room."""
+        self._view[self._filled : self._filled + len(more)] = more
+        self._filled += len(more)
 
 
 @dataclass
@@ -122,52 +110,61 @@ class HttpRanges:
         self._origin = Hop(url, dict(headers or {}))
         self._hop = self._origin
 
-    def fetch(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` to `stop`, or to the file's end.
+    def fetch(self, start: int, stop: int, onto: bytearray | None = None) -> bytearray:
+        """The bytes from `start` to `stop`, or to the file's end; behind those of `onto`, where it is given.
 
         Raises:
             NetworkError: the remote end refuses, breaks off too often, is too slow, or sends something else.
         """
-        got = bytearray()
-        return retried(lambda: self._rest(start, stop, got), self.label)
+        got = bytearray() if onto is None else onto
+        self._gather(start - len(got), stop, got)
+        return got
 
-    def _rest(self, start: int, stop: int, got: bytearray) -> bytes:
-        """`got` and what is still missing after it, so that a body that broke off goes on where it did."""
+    def fill(self, start: int, view: memoryview) -> int:
+        """The bytes from `start` on into `view`; how many there are. NetworkError as `fetch` raises it."""
+        got = Filling(view)
+        self._gather(start, start + len(view), got)
+        return len(got)
+
+    def _gather(self, first: int, stop: int, got: Gathered) -> None:
+        missing = (stop if self.size is None else min(stop, self.size)) - first - len(got)
+        retried(lambda gone: self._rest(first, stop, got, gone), self.label, max(0, missing))
+
+    def _rest(self, first: int, stop: int, got: Gathered, gone: threading.Event) -> None:
+        """What is still missing of the bytes from `first` to `stop`, behind `got`: a body that broke off goes on where
+        it did."""
         stop = stop if self.size is None else min(stop, self.size)
-        deadline = time.monotonic() + PATIENCE.total + max(0, stop - start) / PATIENCE.slowest
-        while start + len(got) < stop or self.size is None:
+        while first + len(got) < stop or self.size is None:
             before = len(got)
             try:
-                self._once(start, stop, got, deadline)
+                self._once(first + before, stop, got, gone)
             except Stale:  # a redirect's target lives for an hour, a long look at a repo may take more
                 self._hop = self._origin
                 continue
             stop = min(stop, self.size or 0)
-            if len(got) == before and start + len(got) < stop:
+            if len(got) == before and first + before < stop:
                 raise Again("sends nothing")
-        return bytes(got)
 
-    def _once(self, start: int, stop: int, got: bytearray, deadline: float) -> None:
+    def _once(self, at: int, stop: int, got: Gathered, gone: threading.Event) -> None:
         """One answer's bytes to the end of `got`; of a whole file in place of a range, all or none."""
-        at = start + len(got)
-        with self._answer(at, stop, deadline) as response:
+        with self._answer(at, stop) as response:
             n = self._expected(response, at, stop)
             if n == 0:
                 return
-            into = got if response.status_code == 206 else bytearray()
+            into: Gathered = got if response.status_code == 206 else bytearray()
             taken = 0
             for chunk in response.iter_raw():  # as it comes: gathered pieces would be lost where it breaks off
+                if gone.is_set():
+                    raise Again("nobody waits any more")
                 taken += len(chunk)
                 if taken > (stop - at if n is None else n):
                     raise self._too_much(n)
-                into += chunk
-                if time.monotonic() > deadline:
-                    raise NetworkError(f"too slow: {taken:,} bytes in time", file=self.label, hint=answers.LATER)
+                into.extend(chunk)
             if n is not None and taken < n:
                 raise Again(f"breaks off after {taken:,} of {n:,} bytes")
-        if into is not got:
+        if isinstance(into, bytearray) and into is not got:
             self._sized(taken)
-            got += into
+            got.extend(into)
 
     def _too_much(self, n: int | None) -> CkptError:
         if n is None:
@@ -175,15 +172,17 @@ class HttpRanges:
         return NetworkError(f"sends more than the {n:,} bytes asked for", file=self.label, hint=answers.NO_SUPPORT)
 
     @contextlib.contextmanager
-    def _answer(self, at: int, stop: int, deadline: float) -> Iterator[httpx2.Response]:
+    def _answer(self, at: int, stop: int) -> Iterator[httpx2.Response]:
         """The last answer to a request for `at` to `stop`: its head checked, its body not yet read."""
         library, client = session()
         with answers.translated(library, self.label):
             hop = self._hop
             remembered = hop is not self._origin
             for _ in range(REDIRECTS + 1):
-                request = self._request(library, client, hop, at, stop, deadline)
-                response = self._sent(client, request, deadline)
+                wait = library.Timeout(patience.PATIENCE.read, connect=patience.PATIENCE.connect)
+                headers = hop.headers | {"Range": f"bytes={at}-{stop - 1}", "Accept-Encoding": "identity"}
+                request = client.build_request("GET", hop.url, headers=headers, timeout=wait)
+                response = client.send(request, stream=True, follow_redirects=False)
                 try:
                     self._pinned(response)
                     if response.next_request is None:
@@ -193,35 +192,10 @@ class HttpRanges:
                         return
                     answers.refuse_redirect(self._origin.url, str(response.next_request.url), self.label)
                     hop = Hop(str(response.next_request.url), _kept(response.next_request.headers))
-                    _drain(response, deadline)
+                    _drain(response)
                 finally:
                     response.close()
         raise NetworkError(f"more than {REDIRECTS} redirects", file=self.label, hint="give the URL that they lead to")
-
-    def _sent(self, client: httpx2.Client, request: httpx2.Request, deadline: float) -> httpx2.Response:
-        """The head of the answer. The client only bounds each wait for bytes, so that a head that drips has no end: it
-        is left to a thread of its own, which nobody waits for."""
-        sent: Future[httpx2.Response] = Future()
-
-        def send() -> None:
-            try:
-                sent.set_result(client.send(request, stream=True, follow_redirects=False))
-            except BaseException as e:
-                sent.set_exception(e)
-
-        threading.Thread(target=send, daemon=True).start()
-        if not wait([sent], max(0.0, deadline - time.monotonic()) + HEAD_GRACE).done:
-            sent.add_done_callback(lambda late: None if late.exception() else late.result().close())
-            raise NetworkError("too slow: no whole answer in time", file=self.label, hint=answers.LATER)
-        return sent.result()
-
-    def _request(
-        self, library: ModuleType, client: httpx2.Client, hop: Hop, at: int, stop: int, deadline: float
-    ) -> httpx2.Request:
-        left = max(0.1, deadline - time.monotonic())
-        wait = library.Timeout(min(PATIENCE.read, left), connect=min(PATIENCE.connect, left))
-        headers = hop.headers | {"Range": f"bytes={at}-{stop - 1}", "Accept-Encoding": "identity"}
-        return client.build_request("GET", hop.url, headers=headers, timeout=wait)
 
     def _refuse(self, response: httpx2.Response, remembered: bool) -> None:
         """Raise for every status but those that carry bytes; `Stale` where a `remembered` redirect has run out."""
@@ -292,12 +266,12 @@ _IGNORES: Final = "the server ignores ranges and would send the whole file"
 _WHOLE: Final = "download it and give the local file"
 
 
-def _drain(response: httpx2.Response, deadline: float) -> None:
+def _drain(response: httpx2.Response) -> None:
     """Read the few words of a redirect, so that its connection can be used again."""
     taken = 0
     for chunk in response.iter_raw():
         taken += len(chunk)
-        if taken > 64 * KIB or time.monotonic() > deadline:
+        if taken > 64 * KIB:
             return
 
 

@@ -50,29 +50,28 @@ class RemoteFile:
 
     def read(self, offset: int, n: int) -> bytes:
         """Exactly `n` bytes from `offset`. InputError when the file ends first, NetworkError when it cannot be read."""
-        if offset + n > self.size:
-            what = f"the file ends at byte {self.size}, {offset + n - self.size} bytes early: it is truncated"
-            raise InputError(what, file=self.name, hint="it was uploaded in part; ask whoever did")
-        return self._fetch(offset, offset + n)
+        out = bytearray(n)
+        self.readinto(offset, out)
+        return bytes(out)
 
     def read_some(self, offset: int, least: int, most: int) -> bytes:
         """From `least` to `most` bytes from `offset`, without another request than `least` needs."""
         return self.read(offset, least)
 
     def readinto(self, offset: int, buffer: WriteableBuffer) -> None:
-        """Fill `buffer` from `offset`, as `read` does."""
+        """Fill `buffer`, which is contiguous, from `offset`, as `read` does."""
         view = memoryview(buffer)
-        view = view.cast("B") if view.nbytes else memoryview(bytearray())
-        view[:] = self.read(offset, len(view))
-
-    def _fetch(self, start: int, stop: int) -> bytes:
-        if stop == start:
-            return b""
-        data = self.ranges.fetch(start, stop)
-        if len(data) != stop - start:
-            what = f"{stop - start} bytes were asked for at {start}, {len(data)} came"
+        n = view.nbytes
+        self._require(offset + n)
+        if n and (came := self.ranges.fill(offset, view.cast("B"))) != n:
+            what = f"{n} bytes were asked for at {offset}, {came} came"
             raise NetworkError(what, file=self.name, hint="try again later")
-        return data
+
+    def _require(self, stop: int) -> None:
+        """InputError where the file ends before `stop`."""
+        if stop > self.size:
+            what = f"the file ends at byte {self.size}, {stop - self.size} bytes early: it is truncated"
+            raise InputError(what, file=self.name, hint="it was uploaded in part; ask whoever did")
 
 
 class RemoteHead(RemoteFile):
@@ -101,10 +100,18 @@ class RemoteHead(RemoteFile):
             self.read(offset, least)
         return bytes(memoryview(self._head)[offset : offset + most])
 
-    def _fetch(self, start: int, stop: int) -> bytes:
-        while len(self._head) < stop:
-            self._grow(stop)
-        return bytes(memoryview(self._head)[start:stop])
+    def read(self, offset: int, n: int) -> bytes:
+        """Exactly `n` bytes from `offset`, as a file reads them."""
+        self._require(offset + n)
+        while len(self._head) < offset + n:
+            self._grow(offset + n)
+        return bytes(memoryview(self._head)[offset : offset + n])
+
+    def readinto(self, offset: int, buffer: WriteableBuffer) -> None:
+        """Fill `buffer`, which is contiguous, from `offset`."""
+        view = memoryview(buffer)
+        if view.nbytes:
+            view.cast("B")[:] = self.read(offset, view.nbytes)
 
     def _grow(self, stop: int) -> None:
         """One more range, so that the head has `stop` bytes, or is the whole file, or is a first window."""
@@ -121,7 +128,7 @@ class RemoteHead(RemoteFile):
             )
             raise LimitError(what, file=self.name, hint="download the file and give it")
         self._windows += 1
-        self._head += self.ranges.fetch(have, goal)
+        self.ranges.fetch(have, goal, self._head)
         if len(self._head) == have and self.ranges.size:
             raise NetworkError(f"ends at byte {have}, before its size", file=self.name, hint="try again later")
 
@@ -180,7 +187,8 @@ class RemoteFolder:
     """A folder at a remote end: a Hub repo at a commit, one of an object store, or where a URL's file lies.
 
     `label` is what a user would give for it. `files` are by their path beneath it; where a remote end does not list
-    them, `unlisted` makes the one of a name, which may turn out not to be there.
+    them, `unlisted` makes the one of a name, which may turn out not to be there. `name` is what the model is called
+    there; `revision` and `commit` are a repo's: what was asked for, and what it is.
     """
 
     def __init__(
@@ -188,8 +196,15 @@ class RemoteFolder:
         label: str,
         files: Mapping[str, RemotePath],
         unlisted: Callable[[str], RemotePath] | None = None,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        commit: str | None = None,
     ) -> None:
         self.label = label
+        self.name = name or label.rstrip("/").rpartition("/")[2]
+        self.revision = revision
+        self.commit = commit
         self._files = dict(files)
         self._unlisted = unlisted
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import posixpath
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from ckpttool.containers.answers import CHANGED, NotThere
 from ckpttool.containers.http import HttpRanges
+from ckpttool.containers.patience import retried
 from ckpttool.containers.remote import RemoteFolder, RemotePath
 from ckpttool.errors import CkptError, InputError, NetworkError, UsageError
 
@@ -20,7 +22,8 @@ class StoreRanges:
     """Ranges of one file of an fsspec file system; `info` is what its listing says of it.
 
     fsspec gives no etag with the bytes. So behind each range from the second one on the file is looked up again: what
-    is then as it was at first has not changed in between, and parts of two files are no header.
+    is then as it was at first has not changed in between, and parts of two files are no header. To try again is the
+    driver's business; how long it may take is ours.
     """
 
     def __init__(self, system: AbstractFileSystem, path: str, label: str, info: dict[str, Any]) -> None:
@@ -32,15 +35,27 @@ class StoreRanges:
         self._system = system
         self._path = path
 
-    def fetch(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` to `stop`, or to the file's end.
+    def fetch(self, start: int, stop: int, onto: bytearray | None = None) -> bytearray:
+        """The bytes from `start` to `stop`, or to the file's end; behind those of `onto`, where it is given.
 
         Raises:
-            NetworkError: the store refuses or breaks off, or the file is another than before.
+            NetworkError: the store refuses or breaks off, is too slow, or the file is another than before.
         """
+        got = bytearray() if onto is None else onto
+        got += self._range(start, stop)
+        return got
+
+    def fill(self, start: int, view: memoryview) -> int:
+        """The bytes from `start` on into `view`; how many there are. NetworkError as `fetch` raises it."""
+        data = self._range(start, start + len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def _range(self, start: int, stop: int) -> bytes:
         stop = stop if self.size is None else min(stop, self.size)
-        if start >= stop:
-            return b""
+        return retried(lambda _: self._read(start, stop), self.label, stop - start) if start < stop else b""
+
+    def _read(self, start: int, stop: int) -> bytes:
         try:
             data: bytes = self._system.cat_file(self._path, start=start, end=stop)
             if self._asked and self.etag is not None:
@@ -60,6 +75,8 @@ def _version(info: dict[str, Any]) -> str | None:
     """What a store calls a file's content: its etag, a hash, or when it was written."""
     keys = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "modified", "created")
     found = next((info[k] for k in keys if info.get(k) is not None), None)
+    if isinstance(found, datetime):  # some drivers say in a list of files as a number what they say of one as a date
+        found = found.timestamp()
     return None if found is None else str(found)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ckpttool.containers import limits
 from ckpttool.containers.remote import FilePath, RemoteFile, open_file
 from ckpttool.containers.source import LocalFile
+from ckpttool.devices import CORES
+from ckpttool.threads import share
 
 U8 = NDArray[np.uint8]
 
@@ -68,41 +70,38 @@ class _Files:
             f.close()
 
 
-class _Run:
-    """What the threads share."""
+class _Reader:
+    """One thread's part: a buffer for slab after slab."""
 
-    def __init__(self, jobs: Iterable[Job], places: Mapping[str, FilePath], progress: Callable[[int], None]) -> None:
-        self.jobs: Iterator[Job] = iter(jobs)
-        self.files = _Files(places)
-        self.progress = progress
-        self.lock = threading.Lock()
-        self.failure: BaseException | None = None
-        self.nbytes = 0
+    def __init__(self, files: _Files, total: _Total, progress: Callable[[int], None]) -> None:
+        self._files = files
+        self._total = total
+        self._progress = progress
+        self._buffer: U8 = np.empty(0, np.uint8)
 
-    def work(self) -> None:
-        """Slab after slab, until there is none or another thread has failed."""
-        buffer: U8 = np.empty(0, np.uint8)
-        try:
-            while True:
-                with self.lock:
-                    job = None if self.failure else next(self.jobs, None)
-                if job is None:
-                    return
-                if job.nbytes > len(buffer):
-                    buffer = np.empty(max(job.nbytes, SLAB), np.uint8)
-                views, at = [], 0
-                for r in job.ranges:
-                    view = buffer[at : at + r.nbytes]
-                    self.files.get(r.file).readinto(r.offset, view.data)
-                    views.append(view)
-                    at += r.nbytes
-                found = job.count(views)
-                with self.lock:
-                    job.add(found)
-                    self.nbytes += job.nbytes
-                self.progress(job.nbytes)
-        except BaseException as e:
-            self.failure = self.failure or e
+    def work(self, job: Job) -> None:
+        """Read the slab, count, and add what was counted."""
+        if job.nbytes > len(self._buffer):
+            self._buffer = np.empty(max(job.nbytes, SLAB), np.uint8)
+        views, at = [], 0
+        for r in job.ranges:
+            view = self._buffer[at : at + r.nbytes]
+            self._files.get(r.file).readinto(r.offset, view.data)
+            views.append(view)
+            at += r.nbytes
+        found = job.count(views)
+        with self._total.lock:
+            job.add(found)
+            self._total.nbytes += job.nbytes
+        self._progress(job.nbytes)
+
+
+@dataclass
+class _Total:
+    """What all threads add to."""
+
+    nbytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def read_all(
@@ -113,23 +112,11 @@ def read_all(
     Raises:
         InputError, LocalIOError, NetworkError: a file ends early, or cannot be read.
     """
-    run = _Run(jobs, places, progress)
+    files, total = _Files(places), _Total()
     remote = any(not isinstance(p, os.PathLike) for p in places.values())
-    count = workers or (limits.REMOTE_PARALLEL if remote else min(MOST_THREADS, os.cpu_count() or 1))
-    threads = [threading.Thread(target=run.work, daemon=True) for _ in range(count - 1)]
+    count = workers or (limits.REMOTE_PARALLEL if remote else min(MOST_THREADS, CORES))
     try:
-        for thread in threads:
-            thread.start()
-        run.work()
-        for thread in threads:
-            thread.join()
-    except BaseException as e:
-        run.failure = run.failure or e
-        raise
+        share(jobs, [_Reader(files, total, progress).work for _ in range(count)])
     finally:
-        for thread in threads:
-            thread.join()
-        run.files.close()
-    if run.failure is not None:
-        raise run.failure
-    return run.nbytes
+        files.close()
+    return total.nbytes

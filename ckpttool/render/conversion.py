@@ -8,7 +8,7 @@ from typing import Any
 
 from ckpttool.errors import MESSAGE_LIMIT, shown
 from ckpttool.render.terminal import MOST_PROBLEMS, many, print_json, say, say_notes, table
-from ckpttool.reports import Conversion, PlanReport, Verification, document
+from ckpttool.reports import UNUSABLE, Conversion, PlanReport, Verification, document
 from ckpttool.units import size
 
 
@@ -61,6 +61,8 @@ def show_conversion(report: Conversion, receipt: str, as_json: bool) -> None:
         f"read {size(nbytes['read'])}, wrote {size(nbytes['written'])} in {many(len(report.files), 'file')}, "
         f"{wall:.1f} s ({size(nbytes['written'] / wall)}/s) with {many(run['workers'], 'thread')}"
     )
+    if (why := run.get("devices_why", "")).startswith(UNUSABLE):
+        say(f"on {', '.join(run['devices'])}: {why}")
     if run["slabs_resumed"]:
         say(f"went on from an interrupted run: {run['slabs_resumed']:,} of {run['slabs']:,} slabs were done")
     say("fidelity: " + ", ".join(f"{many(n, 'tensor')} {name}" for name, n in report.fidelity.items() if n))
