@@ -58,10 +58,9 @@ def plan(
         ties=ties,
         lossless=lossless,
         max_shard_size=_bytes(max_shard_size, "max_shard_size"),
-        reference=reference,
         model_name=model_name,
     )
-    return make_plan(open_checkpoint(source, reference=reference, remote=False), asked)
+    return make_plan(open_checkpoint(source, reference=reference), asked)
 
 
 def convert(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,7 +23,7 @@ from ckpttool.containers.remote import FilePath, RemoteFolder, RemotePath, open_
 from ckpttool.containers.source import LocalFile, ReadableFile
 from ckpttool.containers.strict_json import Source, read_object
 from ckpttool.errors import CkptError, InputError, LimitError, UnconvertibleError, UsageError, raise_all
-from ckpttool.locate import Located, companions, companions_of, locate
+from ckpttool.locate import Located, companions_in, lent_by, locate
 from ckpttool.places import LocalFolder
 from ckpttool.recognition import Recognition, gguf_weights
 from ckpttool.tensors import StoredTensor, Weight
@@ -55,6 +55,12 @@ class SourceFile:
     sha256: str | None = None
 
     @property
+    def version(self) -> str | None:
+        """What changes when its content does; None where a remote end says nothing of the kind."""
+        here = str(self.mtime_ns) if isinstance(self.place, Path) else None
+        return self.sha256 or self.etag or here
+
+    @property
     def path(self) -> Path:
         """Its path on this machine. UsageError where it is remote."""
         return self.place if isinstance(self.place, Path) else _not_here(self.place)
@@ -66,7 +72,8 @@ class Checkpoint:
 
     `weights` come in the order of files (sorted by name) and names; `metadata` is a GGUF's. `extents` says where the
     rows of each part lie, and is empty where no architecture matches or its sizes are unknown. `path` is what was
-    given, for a repo of the Hub with its commit.
+    given, for a repo of the Hub with its commit. `companions` are those beside it and the ones that only a reference
+    has; all of the reference's are `lent`, by the folder `lender`.
     """
 
     path: Path | str
@@ -85,6 +92,8 @@ class Checkpoint:
     extents: Mapping[str, tuple[Extent, ...]]
     problems: tuple[CkptError, ...] = ()
     notes: tuple[str, ...] = ()
+    lender: LocalFolder | RemoteFolder | None = None
+    lent: Mapping[str, Source] = field(default_factory=dict)
 
     @property
     def places(self) -> Mapping[str, FilePath]:
@@ -144,9 +153,8 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, re
     """
     located = locate(path, remote=remote)
     headers, files = _read_headers(located)
-    beside = companions_of(located)
-    if reference is not None:
-        beside = {**companions(Path(reference)), **beside}
+    lender, lent = lent_by(reference) if reference is not None else (None, dict[str, Source]())
+    beside: Mapping[str, Source] = ChainMap(companions_in(located.folder), lent)  # type: ignore[arg-type] # only read
     metadata = headers[0].metadata if located.container == "gguf" else {}
     config, problems = _config(beside) if located.container == "safetensors" else (None, [])
     declared = _declared(located.container, metadata, config)
@@ -176,7 +184,7 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, re
     notes = (*located.notes, *damage.notes(located, weights), *_trailing(headers, files))
     return Checkpoint(
         _named(path, located), located.folder, located.container, files, weights, metadata, config, beside,
-        arch, dialect, sizes, claims, shapes, extents, tuple(problems), notes,
+        arch, dialect, sizes, claims, shapes, extents, tuple(problems), notes, lender, lent,
     )  # fmt: skip
 
 
@@ -398,6 +406,7 @@ def extents_of(
 
 
 def digest(files: Iterable[SourceFile]) -> str:
-    """What identifies the source: every file's name, size, time of change and header. A copy of all that is as good."""
-    rows = [f"{f.name} {f.size} {f.etag or f.mtime_ns} {f.header_sha256}" for f in files]
+    """What identifies the source: every file's name, size, version (here the time of its change) and header. A copy of
+    all that is as good."""
+    rows = [f"{f.name} {f.size} {f.version} {f.header_sha256}" for f in files]
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -223,9 +223,20 @@ def companions(root: Path) -> dict[str, Path]:
     return found | {f"{TEMPLATES}/{p.name}": inside.file(p.name) for p in templates if p.is_file()}
 
 
-def companions_of(located: Located) -> Mapping[str, Source]:
-    """The side files beside a checkpoint, by name: paths, or for a remote one bytes, read when they are asked for."""
-    folder = located.folder
+def lent_by(reference: str | Path) -> tuple[LocalFolder | RemoteFolder, Mapping[str, Source]]:
+    """The folder that `--reference` names, here or at a remote end, and its side files.
+
+    Raises:
+        InputError, NetworkError, UsageError: as `companions` and `place` raise them.
+    """
+    folder, name = place(reference)
+    if isinstance(folder, LocalFolder) and name is not None:
+        return folder, companions(folder.path / name)
+    return folder, companions_in(folder)
+
+
+def companions_in(folder: LocalFolder | RemoteFolder) -> Mapping[str, Source]:
+    """The side files of a folder, by name: paths, or of a remote one bytes, read when they are asked for."""
     if isinstance(folder, LocalFolder):
         return companions(folder.path)
     names = [n for n in folder.listed() if _is_companion(n) or TEMPLATE.fullmatch(n)]

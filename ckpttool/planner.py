@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ckpttool import __version__
 from ckpttool.archs import Arch, Dialect, arches
@@ -22,6 +23,7 @@ from ckpttool.containers.layout import FileLayout
 from ckpttool.errors import CheckFailed, CkptError, InputError, Problems, UsageError, raise_all
 from ckpttool.layouts import Draft, drafts, gguf_files, gguf_order, placed, safetensors_files
 from ckpttool.place import Place, place
+from ckpttool.places import LocalFolder
 from ckpttool.sidecars import Assumed, Sidecar, gguf_keys
 from ckpttool.sidecars import sidecars as make_sidecars
 from ckpttool.steps import Kind, Slab, Step, make_steps
@@ -77,12 +79,12 @@ def make_plan(source: Checkpoint, target: Target) -> Plan:
     _raise_with_side_files(problems, source, target)
     drafted = drafts(claims, codecs, source.shapes, out)
     made = _gguf(source, target, drafted) if target.to == "gguf" else _folder(source, target, drafted, out)
-    _refuse_nesting(source, target, made.place)
+    _refuse_nesting(source, made.place)
     weights = placed(drafted, made.files)
     steps = tuple(make_steps(source.shapes, source.extents, extents_of(weights, claims, source.shapes), target.recipe))
     _refuse_lossy(target, steps)
     slabs = tuple(slab for i, step in enumerate(steps) for slab in step.slabs(i))
-    notes = (*source.notes, *made.notes, *_hints(target, steps))
+    notes = (*source.notes, *made.notes, *_hints(target, steps), *_unpinned(source))
     name = _digest(source, target, made, steps)
     return Plan(source, target, made.place, made.files, made.sidecars, steps, slabs, made.assumed, notes, name)
 
@@ -91,7 +93,7 @@ def _raise_with_side_files(problems: Sequence[CkptError], source: Checkpoint, ta
     """Raise `problems`, if any, together with those of side files and place, which a plan meets only later."""
     if not problems:
         return
-    found = [*problems, *_problems_of(lambda: _refuse_nesting(source, target, _likely_place(target)))]
+    found = [*problems, *_problems_of(lambda: _refuse_nesting(source, _likely_place(target)))]
     if source.arch is not None and source.sizes is not None:
         keys = (lambda: gguf_keys(source, target, ())) if target.to == "gguf" else None
         found += _problems_of(keys or (lambda: make_sidecars(source, target, (), False)))
@@ -163,12 +165,17 @@ def _gguf(source: Checkpoint, target: Target, drafted: Sequence[Draft]) -> _Made
     return _Made(place(path, False, [f.name for f in files]), files, (), tuple(assumed), tuple(notes))
 
 
-def _refuse_nesting(source: Checkpoint, target: Target, where: Place) -> None:
+def _refuse_nesting(source: Checkpoint, where: Place) -> None:
     """A target that is the source or the reference, or holds them: an overwrite would delete what it reads."""
-    sources = {f.path.resolve() for f in source.files}
+    sources = {p.resolve() for p in source.places.values() if isinstance(p, Path)}
     goal = where.path.resolve()
     hint = "choose another TARGET"
-    beneath = {*sources, source.root.resolve(), *([target.reference.resolve()] if target.reference else [])}
+    read = {
+        name: {folder.path.resolve()}
+        for name, folder in (("SOURCE", source.folder), ("--reference", source.lender))
+        if isinstance(folder, LocalFolder)
+    }
+    beneath = sources.union(*read.values())
     made_in = where.partial.resolve()
     if any(made_in in (p, *p.parents) for p in beneath):
         raise UsageError("is where the conversion would be made, and holds what it reads", file=str(made_in), hint=hint)
@@ -176,9 +183,7 @@ def _refuse_nesting(source: Checkpoint, target: Target, where: Place) -> None:
         if sources & {p.resolve() for p in (*where.finals, where.path)}:
             raise UsageError("TARGET is SOURCE", file=str(where.path), hint=hint)
         return
-    read = {"SOURCE": {source.root.resolve(), *(p.parent for p in sources)}}
-    if target.reference is not None:
-        read["--reference"] = {target.reference.resolve()}
+    read.setdefault("SOURCE", set()).update(p.parent for p in sources)
     for name, folders in read.items():
         if any(goal == folder or goal in folder.parents for folder in folders):
             raise UsageError(f"TARGET is {name}, or holds it", file=str(where.path), hint=hint)
@@ -202,6 +207,13 @@ def _hints(target: Target, steps: Sequence[Step]) -> list[str]:
     now = sum(s.target_nbytes for s in experts)
     then = sum(s.elements * MXFP4_GGML.bits / 8 for s in experts)
     return [f"the experts weigh {size(now)}; --experts mxfp4 makes them {size(then)}, with a loss"]
+
+
+def _unpinned(source: Checkpoint) -> list[str]:
+    """What is not known of files whose remote end says nothing of their version."""
+    names = [f.name for f in source.files if f.version is None]
+    what = "the server names no version (ETag, Last-Modified), so that only its size tells whether it changes meanwhile"
+    return [f"{names[0]}: {what}; an interrupted conversion begins anew"] if names else []
 
 
 def _digest(source: Checkpoint, target: Target, made: _Made, steps: Sequence[Step]) -> str:

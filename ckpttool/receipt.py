@@ -7,9 +7,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ckpttool import __version__
+from ckpttool.checkpoint import Checkpoint
+from ckpttool.containers.remote import RemoteFolder
 from ckpttool.crc import combine
 from ckpttool.journal import Entry
 from ckpttool.memory import peak_rss
@@ -46,15 +49,10 @@ def receipt(plan: Plan, outcome: Outcome) -> Conversion:
     files += [FileReceipt(n, w.nbytes, _hex(w.crc32), w.sha256) for n, w in sorted(outcome.sidecars.items())]
     t = plan.target
     recipes = {s.recipe for s in plan.steps if s.recipe}
-    assert plan.source.dialect is not None
     return Conversion(
         "conversion.v1",
         {"name": "ckpttool", "version": __version__},
-        {
-            "path": str(plan.source.path),
-            "dialect": plan.source.dialect.name,
-            "files": [{"name": f.name, "nbytes": f.size, "header_sha256": f.header_sha256} for f in plan.source.files],
-        },
+        _source(plan.source),
         {"path": str(t.path), "dialect": t.dialect},
         {
             "to": t.to,
@@ -63,7 +61,7 @@ def receipt(plan: Plan, outcome: Outcome) -> Conversion:
             "dtype": t.dtype if t.to in ("bf16", "mxfp4") else None,
             "lossless": t.lossless,
             "max_shard_size": t.max_shard_size,
-            "reference": str(t.reference) if t.reference else None,
+            "reference": str(plan.source.lender) if plan.source.lender else None,
             "model_name": t.model_name,
         },
         asdict(recipes.pop()) if recipes else None,
@@ -78,6 +76,19 @@ def receipt(plan: Plan, outcome: Outcome) -> Conversion:
     )
 
 
+def _source(source: Checkpoint) -> dict[str, Any]:
+    """What was read: of a repo its commit, of remote files what pins their content."""
+    assert source.dialect is not None
+    files: list[dict[str, Any]] = []
+    for f in source.files:
+        pinned = {} if isinstance(f.place, Path) else {"etag": f.etag, "sha256": f.sha256}
+        files.append({"name": f.name, "nbytes": f.size, "header_sha256": f.header_sha256, **pinned})
+    repo = {}
+    if isinstance(source.folder, RemoteFolder) and source.folder.commit:
+        repo = {"revision": source.folder.revision, "commit": source.folder.commit}
+    return {"path": str(source.path), "dialect": source.dialect.name, **repo, "files": files}
+
+
 def _run(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     return {
         "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
@@ -88,6 +99,7 @@ def _run(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         },
         "workers": outcome.using.workers,
         "devices": list(outcome.using.devices.names),
+        "devices_why": outcome.using.devices.why,
         "slabs": len(plan.slabs),
         "slabs_resumed": outcome.resumed,
         "peak_memory": peak_rss(),

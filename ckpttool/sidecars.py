@@ -18,11 +18,12 @@ from ckpttool.choice import chosen_outtype
 from ckpttool.containers import gguf, limits
 from ckpttool.containers.index import render_index
 from ckpttool.containers.layout import FileLayout
+from ckpttool.containers.remote import RemoteFolder
 from ckpttool.containers.strict_json import Source, read_bytes, read_object
 from ckpttool.crc import crc32
 from ckpttool.errors import CkptError, InputError, LocalIOError, raise_all
 from ckpttool.layouts import Draft
-from ckpttool.locate import LICENCE_PREFIXES, companions
+from ckpttool.locate import LICENCE_PREFIXES
 from ckpttool.target import Target
 
 CHUNK = 1 << 20
@@ -139,7 +140,7 @@ def sidecars(
     """
     found = canonical_companions(source, target)
     config = found.config
-    out = [sidecar(n, c) for n, c in found.files.items() if n not in LEFT]
+    out = [sidecar(n, found.files[n]) for n in found.files if n not in LEFT]
     if target.to == "openai":
         out.append(sidecar(CONFIG, configs.hf_to_openai(_table(source), json.loads(config))))
         out.append(sidecar("dtypes.json", configs.dtypes(_table(source), [t for f in files for t in f.tensors])))
@@ -171,9 +172,8 @@ def canonical_companions(source: Checkpoint, target: Target) -> Canonical:
     """
     table = _table(source)
     if source.container == "gguf":
-        reference = companions(target.reference) if target.reference else {}
-        made = from_gguf(table, source.metadata, reference=reference)
-        licences = {n: p for n, p in reference.items() if n.startswith(LICENCE_PREFIXES)}
+        made = from_gguf(table, source.metadata, reference=source.lent)
+        licences = {n: source.lent[n] for n in source.lent if n.startswith(LICENCE_PREFIXES)}
         assumed = tuple(Assumed(*row) for row in made.assumed)
         return Canonical(made.config_text, {**licences, **made.files}, assumed, tuple(made.warnings))
     path = source.companions.get(CONFIG)
@@ -182,12 +182,12 @@ def canonical_companions(source: Checkpoint, target: Target) -> Canonical:
         raise InputError("config.json is missing", file=str(source.root), hint=hint)
     if "model_type" in source.config:
         return Canonical(read_bytes(path, CONFIG, limits.SIDE_FILE), source.companions)
-    config_text, assumed, notes = _from_openai(table, source.config, source.companions, target.reference)
+    config_text, assumed, notes = _from_openai(table, source.config, source.companions, source.lent)
     return Canonical(config_text, source.companions, assumed, notes)
 
 
 def _from_openai(
-    table: Mapping[str, Any], openai: Mapping[str, Any], beside: Mapping[str, Source], reference: Path | None
+    table: Mapping[str, Any], openai: Mapping[str, Any], beside: Mapping[str, Source], lent: Mapping[str, Source]
 ) -> tuple[bytes, tuple[Assumed, ...], tuple[str, ...]]:
     """config.json for an original/config.json: the reference's where it has one, else with what is assumed; and notes.
 
@@ -196,7 +196,7 @@ def _from_openai(
     Raises:
         InputError: the reference contradicts what original/config.json states.
     """
-    path = companions(reference).get(CONFIG) if reference else None
+    path = lent.get(CONFIG)
     theirs = read_object(path, CONFIG) if path else {}
     if path is None or "model_type" not in theirs:
         made, rows, notes = configs.openai_to_hf(table, openai, _special_ids(table, beside))
@@ -210,7 +210,7 @@ def _from_openai(
             where, hint = configs.field(theirs, row["config"]), "is the reference this model's own folder?"
             problems.append(InputError(text, file=CONFIG, field=where, hint=hint))
     raise_all(problems)
-    return path.read_bytes(), (), ()
+    return read_bytes(path, CONFIG, limits.SIDE_FILE), (), ()
 
 
 def _special_ids(table: Mapping[str, Any], beside: Mapping[str, Source]) -> dict[str, int]:
@@ -248,17 +248,24 @@ def gguf_keys(
         return kept | {k: v for k, v in changes.items() if v}, (), ()
     found = canonical_companions(source, target)
     counts = parameter_counts((d.claim.name, d.shape) for d in ordered)
-    real = source.root.resolve()
     metadata, notes = to_gguf(
         _table(source),
         json.loads(found.config),
-        {n: c for n, c in found.files.items() if isinstance(c, bytes | Path)},
+        source.companions,
         model_name=target.model_name,
-        source_dir=real.parent if real.name == "original" else source.root,
+        source_dir=_named_after(source),
         counts=counts,
         file_type=file_type if file_type is not None else MXFP4_MOE,
     )
     return metadata, found.assumed, (*found.notes, *notes)
+
+
+def _named_after(source: Checkpoint) -> Path:
+    """The folder whose name is the model's where nothing else says it."""
+    if isinstance(source.folder, RemoteFolder):
+        return Path(source.folder.name)
+    real = source.root.resolve()
+    return real.parent if real.name == "original" else source.root
 
 
 def _file_type(source: Checkpoint, target: Target, ordered: Sequence[Draft]) -> int | None:

@@ -52,7 +52,6 @@ class Target:
     recipe: Recipe
     lossless: bool
     max_shard_size: int | None
-    reference: Path | None
     model_name: str | None
 
     @property
@@ -83,7 +82,6 @@ def target(
     ties: str | None = None,
     lossless: bool = False,
     max_shard_size: int | None = None,
-    reference: str | Path | None = None,
     model_name: str | None = None,
 ) -> Target:
     """Check what was asked for and fill in the defaults; None means "not given".
@@ -119,7 +117,6 @@ def target(
         chosen_recipe(recipe, scale_rule, ties),
         lossless,
         max_shard_size if to == "gguf" else max_shard_size or SAFETENSORS_SHARD,
-        Path(reference) if reference is not None else None,
         model_name,
     )
 

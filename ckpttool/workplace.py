@@ -93,6 +93,8 @@ def resumed(plan: Plan) -> dict[int, Entry]:
     """The slabs of an earlier run that are still there, byte for byte; everything else of it is removed."""
     place = plan.place
     entries = read_entries(place.partial / "journal", plan.digest)
+    if entries is not None and any(f.version is None for f in plan.source.files):
+        entries = None  # nothing says that the source still is what it was
     if entries is None and place.staged.exists():
         shutil.rmtree(place.staged)
     place.staged.mkdir(exist_ok=True)

@@ -19,8 +19,8 @@ from header_checkpoints import write_headers
 from range_server import SHA, Repo
 
 from ckpttool import open_checkpoint
-from ckpttool.containers import http, limits, stores
-from ckpttool.containers.http import Patience
+from ckpttool.containers import limits, patience, stores
+from ckpttool.containers.patience import Patience
 from ckpttool.errors import CkptError, InputError, LimitError, NetworkError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ SHARD = "model-00001-of-00002.safetensors"
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without pauses."""
-    monkeypatch.setattr(http, "PATIENCE", Patience(pauses=(0, 0, 0, 0)))
+    monkeypatch.setattr(patience, "PATIENCE", Patience(pauses=(0, 0, 0, 0)))
 
 
 @pytest.fixture
@@ -203,14 +203,6 @@ def test_what_is_no_repo_is_a_path(hub: web.Server, source: str) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         open_checkpoint(source)
     assert hub.log == []
-
-
-def test_convert_is_refused(tiny: Repo, tmp_path: Path) -> None:
-    for source in ("org/tiny", "hf://org/tiny", tiny.server.url("/org/tiny"), "s3://bucket/x"):
-        done = run("convert", source, tmp_path / "out", "--to", "bf16", "--json")
-        assert done.code in (2, 3)
-        assert "download" in done.document["errors"][0]["hint"]
-    assert not (tmp_path / "out").exists()
 
 
 # Refusals of the Hub
