@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from ckpttool.checkpoint import Checkpoint
-from ckpttool.codecs.formats import PLAIN, Codec, Recipe
+from ckpttool.codecs.formats import Codec, Recipe
 from ckpttool.codecs.reference import BadBlock
 from ckpttool.codecs.transcode import Operand
 from ckpttool.comparison.pairs import Group, groups, holdings
@@ -48,7 +48,7 @@ Slab = tuple[Group, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Choice:
-    """The likeliest maker (None: not one makes even half of the sample), and others that did as well."""
+    """The likeliest maker (None: nothing is to be remade), and others that did as well."""
 
     maker: Maker | None
     rivals: tuple[Maker, ...] = ()
@@ -88,7 +88,7 @@ def choose(
         trial.begins = {(group.parts, start) for group, (start, _) in some}
         show_slabs(reference, candidate, some, trial.see, workers)
         pieces = sum(len(group.parts) for group, _ in some)
-        out[pair] = _choice(pair, makers(*pair, hint), trial.shares.get(pair, []), pieces)
+        out[pair] = _choice(makers(*pair, hint), trial.shares.get(pair, []), pieces)
     return out
 
 
@@ -135,14 +135,14 @@ def _share(x: Operand, y: Operand, same: Flags, maker: Maker) -> float:
     return float(np.mean(same | ~unlike(made, y)))
 
 
-def _choice(pair: Pair, ways: Sequence[Maker], shares: Sequence[Mapping[Maker, float]], pieces: int) -> Choice:
+def _choice(ways: Sequence[Maker], shares: Sequence[Mapping[Maker, float]], pieces: int) -> Choice:
     """By how many pieces a maker makes nearly whole; among equals by how much it makes, then by their order.
 
-    Pieces in which nothing was lost were not shown, and every maker makes them. Plain numbers are rounded even if
-    theirs were not: one that need not be rounded at all is to be the same.
+    Pieces in which nothing was lost were not shown, and every maker makes them. Where none makes enough, the first of
+    `ways` is tried on all: what need not have lost anything is to be the same, however the rest was made.
     """
     made = {m: (sum(of[m] >= ALIKE for of in shares), sum(of[m] for of in shares)) for m in ways}
     best, *others = sorted(ways, key=lambda m: made[m], reverse=True)
     if made[best][0] + pieces - len(shares) < MOST * pieces:
-        return Choice(ways[0] if pair[1] in PLAIN else None)
+        return Choice(ways[0])
     return Choice(best, tuple(m for m in others[:RIVALS] if made[m][0] == made[best][0]))
