@@ -48,7 +48,8 @@ BASES = {
 class Mutation:
     """One thing that is wrong in a candidate.
 
-    `parts` are those that must be named, and no other may be; where it is no part's fault, `what` is said instead.
+    `parts` are those that must be named, and no other may be; `what` has to be said of one of them, or, where it is no
+    part's fault, said first.
     `level` is the one that has to find it. `diverges` is where the forward pass leaves the reference's, "" where it
     does not: "embed", "layer.2", "head"; None where no pass can be made of what is left.
     """
@@ -86,16 +87,16 @@ WEIGHTS = (
     Mutation("the last scale, one less", "hf", do.off_by(X(3, "down_proj_scales"), (-1, -1, -1), -1),
              layer(3, "down"), diverges="layer.3"),
     Mutation("a scale of an expert between", "hf", do.off_by(X(2, "gate_up_proj_scales"), (1, 77, 3), 1),
-             layer(2, "up"), diverges="layer.2"),
+             layer(2, "up"), "expert 1, row 38, block 3: scale byte", diverges="layer.2"),
     Mutation("a scale in a struct", "gguf", do.off_by(G(1, "ffn_down_exps.weight"), (2, 100, 17 * 3), -1),
-             layer(1, "down"), diverges="layer.1"),
+             layer(1, "down"), "expert 2, row 100, block 3: scale byte", diverges="layer.1"),
     Mutation("a scale of OpenAI's", "openai", do.off_by(B(2, "mlp.mlp1_weight.scales"), (3, 380, 7), 1),
-             layer(2, "gate"), diverges="layer.2"),
+             layer(2, "gate"), "expert 3, row 190, block 7: scale byte", diverges="layer.2"),
     Mutation("-0 has become 0", "gguf", do.tensors(do.positive_zero), layer(2, "up"), diverges=""),
     Mutation("a scale that is no number", "hf", do.at(X(1, "gate_up_proj_scales"), (2, 10, 1), 255),
              layer(1, "gate"), diverges="layer.1"),
     Mutation("nibbles of one tensor", "hf", do.of(X(1, "down_proj_blocks"), do.nibbles),
-             layer(1, "down"), diverges="layer.1"),
+             layer(1, "down"), "the two codes of each byte have changed places", diverges="layer.1"),
     Mutation("nibbles as safetensors has them", "gguf", do.of(G(2, "ffn_gate_exps.weight"), do.as_pairs_lie),
              layer(2, "gate"), diverges="layer.2"),
     Mutation("scales of another tensor", "hf",
@@ -108,13 +109,13 @@ WEIGHTS = (
     # Experts.
     Mutation("two experts of one matrix", "hf",
              do.among(f"{X(1, 'down_proj_blocks')} {X(1, 'down_proj_scales')}", 0, 2),
-             layer(1, "down"), diverges="layer.1"),
+             layer(1, "down"), "experts 0 and 2 have changed places", diverges="layer.1"),
     Mutation("two experts, whole", "hf", do.expert_swap(2, 1, 3),
              layer(2, *EXPERT_MATRICES, *EXPERT_BIASES), diverges="layer.2"),
     Mutation("two experts in a GGUF", "gguf", do.among(G(0, "ffn_up_exps.weight"), 2, 3),
-             layer(0, "up"), diverges="layer.0"),
+             layer(0, "up"), "experts 2 and 3 have changed places", diverges="layer.0"),
     Mutation("gate and up", "hf", do.turned(3, "gate_up_proj_blocks", "gate_up_proj_scales"),
-             layer(3, "gate", "up"), diverges="layer.3"),
+             layer(3, "gate", "up"), "gate and up have changed places", diverges="layer.3"),
     Mutation("gate's and up's biases", "openai",
              do.exchange((B(0, "mlp.mlp1_bias"), np.s_[:, 0::2], B(0, "mlp.mlp1_bias"), np.s_[:, 1::2])),
              layer(0, "gate.bias", "up.bias"), diverges="layer.0"),
@@ -126,10 +127,10 @@ WEIGHTS = (
              layer(1, "gate", "up"), diverges="layer.1"),
     Mutation("experts not transposed", "hf-bf16", do.flat(X(2, "down_proj")), layer(2, "down"), diverges="layer.2"),
     Mutation("experts not transposed, as their shape says", "hf-bf16", do.reshaped(X(1, "gate_up_proj")),
-             layer(1, "gate", "up"), level="structure"),
+             layer(1, "gate", "up"), "is 4x384x256", level="structure"),
     # Biases, sinks, routers, norms.
     Mutation("a bias is missing", "hf", do.without(H(2, "self_attn.k_proj.bias")),
-             layer(2, "k.bias"), level="structure"),
+             layer(2, "k.bias"), "is missing in the candidate", level="structure"),
     Mutation("experts' biases are missing", "hf-bf16", do.without(X(0, "gate_up_proj_bias")),
              layer(0, "gate.bias", "up.bias"), level="structure"),
     Mutation("a bias is missing in a GGUF", "gguf", do.gguf_without(G(3, "attn_output.bias")),
@@ -140,7 +141,8 @@ WEIGHTS = (
              layer(2, "down.bias"), diverges="layer.2"),
     Mutation("a bias is shifted", "hf-bf16", do.of(H(0, "self_attn.q_proj.bias"), do.rolled),
              layer(0, "q.bias"), diverges="layer.0"),
-    Mutation("sinks are zero", "gguf", do.at(G(1, "attn_sinks.weight"), ..., 0), layer(1, "sinks"), diverges="layer.1"),
+    Mutation("sinks are zero", "gguf", do.at(G(1, "attn_sinks.weight"), ..., 0), layer(1, "sinks"), "zeros",
+             diverges="layer.1"),
     Mutation("sinks permuted", "hf", do.of(H(3, "self_attn.sinks"), do.rolled), layer(3, "sinks"), diverges="layer.3"),
     Mutation("a router's rows", "hf-bf16", do.among(H(1, "mlp.router.weight"), 0, 3), layer(1, "router"),
              diverges="layer.1"),
@@ -157,10 +159,10 @@ WEIGHTS = (
              layer(1, "q"), diverges="layer.1"),
     Mutation("k and v", "openai",
              do.exchange((B(0, "attn.qkv.weight"), np.s_[256:384], B(0, "attn.qkv.weight"), np.s_[384:512])),
-             layer(0, "k", "v"), diverges="layer.0"),
+             layer(0, "k", "v"), "k and v have changed places", diverges="layer.0"),
     # Single numbers of BF16.
     Mutation("a NaN", "hf-bf16", do.at(H(1, "self_attn.o_proj.weight"), (17, 200), BF16_NAN),
-             layer(1, "o"), diverges="layer.1"),
+             layer(1, "o"), "row 17, column 200: nan", diverges="layer.1"),
     Mutation("a NaN in a GGUF", "gguf", do.at(G(0, "attn_norm.weight"), 100, np.nan),
              layer(0, "attn_norm"), diverges="layer.0"),
     Mutation("an infinity", "hf-bf16", do.at(X(3, "down_proj"), (2, 100, 200), BF16_INF),
