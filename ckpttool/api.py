@@ -41,11 +41,15 @@ def plan(
 ) -> Plan:
     """Plan the conversion of `source` to `target_path`: every file, size and step; nothing is written.
 
+    `source` and `reference` are here or remote, as `open_checkpoint` takes them; of a repo of the Hub the commit
+    that is found now is the one that will be read.
+
     Options mean what the command line's mean; None is "not given". `recipe` may be a `Recipe`.
 
     Raises:
         UsageError: a combination of options that is not legal, with the legal choice named.
         InputError: whatever headers, index, config and tokenizer show to be wrong, all of it at once.
+        NetworkError: a remote end refuses, or breaks off too often.
     """
     asked = target(
         target_path,
@@ -78,16 +82,17 @@ def convert(
 ) -> Conversion:
     """Convert `source` to `target_path` and return the receipt; `options` are those of `plan`.
 
-    `workers` threads (where not given, one for each core, and two more for each GPU) work in at most `max_memory`
-    beside the interpreter, and beside torch where a GPU computes. `device` is "auto", "cpu", "cuda", "cuda:1" or
-    "cuda:0,cuda:1"; buffers on each GPU take up to `max_gpu_memory`. `verify` reads back what was written. `progress`
-    is called with the number of bytes just written, from any thread.
+    `workers` threads (where not given, one for each core, and two more for each GPU; 8 or more for a remote source)
+    work in at most `max_memory` beside the interpreter, and beside torch where a GPU computes. `device` is "auto",
+    "cpu", "cuda", "cuda:1" or "cuda:0,cuda:1"; torch reserves up to `max_gpu_memory` on each GPU. `verify` reads back
+    what was written. `progress` is called with the number of bytes just written, from any thread.
 
     Raises:
         UsageError, InputError: as `plan` does; UsageError also for a device that is not there, InputError for a value
             that the target cannot hold.
         LocalIOError: TARGET exists, the disk is full, another conversion writes there.
-        LimitError: `max_memory` or `max_gpu_memory` is too small for one slab.
+        NetworkError: a remote source refuses, breaks off too often, or changes meanwhile.
+        LimitError: `max_memory` or `max_gpu_memory` is too small for one slab, or the GPU has too little.
     """
     limits = limit(device=device, workers=workers, max_memory=max_memory, max_gpu_memory=max_gpu_memory)
     made = plan(source, target_path, **options)  # type: ignore[arg-type]

@@ -108,7 +108,10 @@ def cli(context: click.Context) -> None:
 @click.option("--max-gpu-memory", default="2GB", show_default=True, metavar="SIZE", help="The same of each GPU.")
 @click.option("--max-shard-size", metavar="SIZE", help="Default: 5GB for safetensors; a GGUF is one file.")
 @click.option(
-    "--reference", type=click.Path(), metavar="DIR", help="Take missing config, tokenizer, template, licence from DIR."
+    "--reference",
+    type=click.Path(),
+    metavar="DIR",
+    help="Take missing config, tokenizer, template, licence from DIR, or org/repo.",
 )
 @click.option("--model-name", metavar="NAME", help="GGUF: general.name and the names derived from it.")
 @click.option("--dry-run", is_flag=True, help="Print the exact plan and write nothing.")
@@ -131,8 +134,9 @@ def convert(
 ) -> None:
     """Convert the checkpoint SOURCE to TARGET.
 
-    SOURCE is a Hugging Face folder, OpenAI's original/ folder, a .safetensors file or a GGUF; TARGET a folder or
-    x.gguf. A conversion that was interrupted goes on when the same command is given again.
+    SOURCE is a Hugging Face folder, OpenAI's original/ folder, a .safetensors file or a GGUF, here or remote: org/repo,
+    org/repo@revision, hf://, https://, s3://. TARGET is a folder or x.gguf. A conversion that was interrupted goes on
+    when the same command is given again.
     """
     from ckpttool import api, render
 
