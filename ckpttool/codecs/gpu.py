@@ -325,7 +325,7 @@ def dequantize_rows(
 ) -> None:
     """The values of MXFP4 as rows `out` [R, p, K] of BF16 or F32, exactly.
 
-    `BadBlock` for scale byte 255 and for 253 and 254 where a value is 2^128 or more.
+    `BadBlock` for scale byte 255 and for 253 and 254 where a value is 2^128 or more: NaN and Inf in `out`.
     """
     _require_exact(out_dtype)
     target = _plain_rows("out", out, out_dtype)

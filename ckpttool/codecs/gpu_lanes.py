@@ -275,5 +275,6 @@ def decoded(q, factor):
 
 @jit
 def scale_value(scale):
-    """BF16 bits of 2^(scale - 127): the byte is the exponent; 2^-127 is subnormal."""
-    return tl.where(scale == 0, 0x40, scale.to(tl.uint32) << 7)
+    """BF16 bits of 2^(scale - 127): the byte is the exponent; 2^-127 is subnormal, and 255 is NaN."""
+    bits = tl.where(scale == 255, 0x7FC0, scale.to(tl.uint32) << 7)
+    return tl.where(scale == 0, 0x40, bits)

@@ -136,9 +136,16 @@ def layer_forward(
 
 def layer_passes(
     passes: Sequence[Pass], layer: Layer, index: int, settings: Settings, batch: Batch, dtype: torch.dtype,
-    *, scores_at_once: int | None = None,
+    *, scores_at_once: int | None = None, fused: bool | None = None,
 ) -> list[tuple[Tensor, Routing]]:  # fmt: skip
-    """Several passes through one layer: its weights are decoded once for all. Each is computed as if alone."""
+    """Several passes through one layer: its weights are decoded once for all. Each is computed as if alone.
+
+    `fused`: by the kernels of `fused`, whose routings are on the CPU; None: with BF16 on a GPU.
+    """
+    if _by_kernels(passes[0].x, settings, dtype) if fused is None else fused:
+        from ckpttool.validator.fused import layer_passes as by_kernels
+
+        return by_kernels(passes, layer, index, settings, batch)
     ways = [Arithmetic(dtype, p.reverse) for p in passes]
     xs = _attention(passes, layer, index, settings, batch, ways, scores_at_once)
     norm = layer.mlp_norm.vectors()
@@ -150,6 +157,15 @@ def layer_passes(
     ]
     ys = mixture(hs, chosen, layer, settings, ways)
     return [(x + y, r) for x, y, r in zip(xs, ys, chosen, strict=True)]
+
+
+def _by_kernels(x: Tensor, settings: Settings, dtype: torch.dtype) -> bool:
+    """Whether `fused` computes: on a GPU, for size. FP32 mode, in which the code itself is on trial, is this file's."""
+    if not x.is_cuda or dtype is not torch.bfloat16:
+        return False
+    from ckpttool.validator.fused import suits
+
+    return suits(settings)
 
 
 def _attention(
@@ -214,9 +230,15 @@ def _places(assigned: Assignment, expert: int, begin: int) -> Iterator[Tensor]:
         yield assigned.slots[at : min(end, at + TOKENS_AT_ONCE)]
 
 
-def unembed(x: Tensor, head: Head, settings: Settings, arithmetic: Arithmetic | None = None) -> Tensor:
+def unembed(
+    x: Tensor, head: Head, settings: Settings, arithmetic: Arithmetic | None = None, *, fused: bool | None = None
+) -> Tensor:
     """Logits float32 [n, V] of the last residual stream [n, H]; the head is decoded by some rows at a time."""
     how = arithmetic or Arithmetic()
+    if _by_kernels(x, settings, how.dtype) if fused is None else fused:
+        from ckpttool.validator.fused import unembed as by_kernels
+
+        return by_kernels(x, head, settings, how.reverse, HEAD_ROWS)
     h = rms_norm(x, head.norm.vectors(), settings.eps, how.reverse)
     out = torch.empty((len(h), settings.vocab), dtype=torch.float32, device=x.device)
     for at in range(0, settings.vocab, HEAD_ROWS):

@@ -52,12 +52,39 @@ class Piece:
         if self.codec.name in PLAIN:
             return _copied(fields[0], dtype)
         if self.codec.format == MXFP4:
-            if self._overflows:
+            # The GPU's kernel gives Inf and NaN where they are; to ask for them would wait for the GPU.
+            if not fields[0].is_cuda and self._overflows:
                 return _mxfp4_as_it_comes(fields[0], fields[1], self.codec.packing).to(dtype)
             return _mxfp4(fields[0], fields[1], self.codec.packing, dtype)
         if self.codec.format == Q8_0:
             return _q8_0(fields[0]).to(dtype)
         return _other(fields[0], self.codec).to(dtype)
+
+    def fill(self, experts: slice, out: Tensor) -> None:
+        """Decode some experts at once into `out` [n, R, K] of BF16, whose experts and rows are evenly spaced.
+
+        On a GPU, or where Triton's interpreter runs. The same bits as `decode`'s.
+        """
+        fields = tuple(f[experts] for f in self.fields)
+        if self.codec.format == MXFP4:
+            blocks, scales = (f.flatten(0, 1)[:, None] for f in fields)
+            by_triton(blocks, scales, self.codec.packing, out.view(-1, 1, out.shape[-1]))
+        elif self.codec.name in PLAIN and fields[0].stride(-1) != 1:
+            from ckpttool.validator.fused_kernels import lay_rows
+
+            lay_rows(fields[0], out)
+        elif self.codec.name in PLAIN:
+            out.copy_(fields[0])
+        else:
+            for n in range(len(out)):
+                out[n].copy_(self.decode(n + experts.start, slice(None), out.dtype))
+
+    def zipped(self, other: Piece) -> Piece | None:
+        """Both as one, row by row in turns, where they lie so in memory: as gate and up of Hugging Face's dialects."""
+        fields = tuple(_zipped(a, b) for a, b in zip(self.fields, other.fields, strict=False))
+        if self.codec != other.codec or None in fields:
+            return None
+        return Piece(self.codec, tuple(f for f in fields if f is not None))
 
     @cached_property
     def _overflows(self) -> bool:
@@ -81,8 +108,55 @@ class StoredPart:
 
     def vectors(self) -> Tensor:
         """A part that is no matrix, in its canonical shape, float32: a norm's weights, biases by expert."""
-        found = [p.decode(e, slice(None), torch.float32) for p in self.pieces for e in range(p.experts)]
+        found = [
+            _copied(p.fields[0], torch.float32).flatten(0, 1)
+            if p.codec.name in PLAIN
+            else torch.cat([p.decode(e, slice(None), torch.float32) for e in range(p.experts)])
+            for p in self.pieces
+        ]
         return torch.cat(found).view(self.shape.shape)
+
+    def fill(self, first: int, out: Tensor) -> None:
+        """Decode experts from number `first` on into `out` [n, R, K]; see `Piece.fill`."""
+        at = 0
+        for piece in self.pieces:
+            begin, end = max(first, at), min(first + len(out), at + piece.experts)
+            if begin < end:
+                piece.fill(slice(begin - at, end - at), out[begin - first : end - first])
+            at += piece.experts
+
+    def lies_as(self, dtype: torch.dtype, rows: slice) -> Tensor:
+        """Rows as `dtype` [R, K], as `matrix`, but where they are stored so it is themselves, and not a copy."""
+        (piece, *more) = self.pieces
+        if not more and PLAIN.get(piece.codec.name) is dtype and piece.fields[0].is_contiguous():
+            return piece.fields[0][0, rows]
+        return self.matrix(dtype, rows=rows)
+
+
+def fill_in_turns(a: StoredPart, b: StoredPart, first: int, out: Tensor) -> None:
+    """Decode experts of two parts, from number `first` on, row by row in turns into `out` [n, R, 2, K]."""
+    pairs = [x.zipped(y) for x, y in zip(a.pieces, b.pieces, strict=False)]
+    if len(a.pieces) == len(b.pieces) and None not in pairs:
+        both = PartShape((a.shape.rows[0], 2 * a.shape.rows[-1]), a.shape.k)
+        StoredPart(both, tuple(p for p in pairs if p is not None)).fill(first, out.flatten(1, 2))
+        return
+    a.fill(first, out[:, :, 0])
+    b.fill(first, out[:, :, 1])
+
+
+def _zipped(a: Tensor, b: Tensor) -> Tensor | None:
+    """[E, 2 R, ...] of a and b [E, R, ...] whose rows take turns in one memory; else None."""
+    away = b.storage_offset() - a.storage_offset()
+    same = (
+        a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    )
+    if not same or 2 * away != a.stride(1):
+        return None
+    return a.as_strided(
+        (a.shape[0], 2 * a.shape[1], *a.shape[2:]), (a.stride(0), away, *a.stride()[2:]), a.storage_offset()
+    )
 
 
 def piece_of(extent: Extent, part: str, shape: PartShape, fields: Sequence[Tensor]) -> Piece:
