@@ -1,7 +1,7 @@
 """Both checkpoints compared and the candidate remade, in one reading of each: how parts were made, and what is wrong.
 
-A second reading is only needed where rules that differ for ties alone could not be told apart on the sample: then the
-one is tried that makes most of what the first does not.
+Another reading is only needed where rules that differ for ties alone could not be told apart on the sample: then each
+is tried that makes something which the first does not.
 """
 
 from __future__ import annotations
@@ -49,13 +49,11 @@ def prove(reference: Checkpoint, candidate: Checkpoint, workers: int | None, pro
     by_part = {part: group for group in groups(*holdings(reference, candidate)) for part in group.parts}
     made, wrong = {}, dict(prover.found)
     for pair, choice in choices.items():
-        maker, found = choice.maker, wrong.get(pair, {})
-        if maker:
-            maker, found = _rematch(reference, candidate, pair, maker, prover, workers)
-        if found:
-            wrong[pair] = found
-        surely = maker is not None and _makes_most(_experts(rows, by_part, pair, found))
-        made[pair] = Made(maker, surely)
+        if choice.maker is None:
+            made[pair] = Made(None, False)
+            continue
+        maker, wrong[pair] = _rematch(reference, candidate, pair, choice.maker, prover, workers)
+        made[pair] = Made(maker, _makes_most(_experts(rows, by_part, pair, wrong[pair])))
     return Proofs(rows, made, wrong, stated)
 
 
@@ -67,14 +65,13 @@ def _rematch(
     while rivals:
         found = prover.found.get(pair, {})
         rival = max(rivals, key=lambda m: prover.explained[pair, m])
-        if 2 * prover.explained[pair, rival] <= _count(found):
+        if not prover.explained[pair, rival]:
             break
         rivals.remove(rival)
         again = Prover({pair: Choice(rival, tuple(rivals))})
         show_slabs(reference, candidate, lossy_slabs(reference, candidate)[pair], again.see, workers)
-        if _count(again.found.get(pair, {})) >= _count(found):
-            break
-        maker, prover = rival, again
+        if _count(again.found.get(pair, {})) < _count(found):
+            maker, prover = rival, again
     return maker, prover.found.get(pair, {})
 
 

@@ -49,7 +49,7 @@ def misses(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | N
     try:
         made = remake(x, y.codec, maker)
     except BadBlock:
-        return _one_by_one(x, y, maker, literal=literal)
+        return _halved(x, y, maker, literal=literal)
     if all(np.array_equal(f, g) for f, g in zip(made.fields, y.fields, strict=True)):
         return None
     other = unlike(made, y)
@@ -57,23 +57,34 @@ def misses(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | N
     return _judged(rows_of(x, rows), rows_of(y, rows), rows_of(made, rows), rows, other[rows], literal)
 
 
-def _one_by_one(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | None:
-    """Where some rows cannot be made at all: their units are misses, if they hold other values."""
+def _halved(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | None:
+    """Where something cannot be made at all: what that is, by halves of rows, and then of one row."""
     count = x.fields[0].shape[0]
-    if count == 1:
-        units = np.ones((1, unit_count(y)), np.bool_)
-        return _judged(x, y, None, np.zeros(1, np.intp), units, literal)
-    half = count // 2
-    found = []
-    for start, stop in ((0, half), (half, count)):
-        part = misses(_slice(x, start, stop), _slice(y, start, stop), maker, literal=literal)
-        if part is not None:
-            found.append((start, part))
-    if not found:
+    if count > 1:
+        half = count // 2
+        found = [
+            (start, misses(_slice(x, start, stop), _slice(y, start, stop), maker, literal=literal))
+            for start, stop in ((0, half), (half, count))
+        ]
+        some = [(start, of) for start, of in found if of is not None]
+        if not some:
+            return None
+        rows = np.concatenate([start + of.rows for start, of in some])
+        units, needless = (np.concatenate([getattr(of, f) for _, of in some]) for f in ("units", "needless"))
+        return Misses(rows, units, needless, None)
+    step = max(x.codec.format.block, y.codec.format.block)
+    whole = unit_count(x) * x.codec.format.block // step
+    if whole == 1:
+        return _judged(x, y, None, np.zeros(1, np.intp), np.ones((1, unit_count(y)), np.bool_), literal)
+    half = whole // 2 * step
+    parts = [(0, half), (half, whole * step)]
+    sides = [misses(_columns(x, *part), _columns(y, *part), maker, literal=literal) for part in parts]
+    if sides == [None, None]:
         return None
-    rows = np.concatenate([start + part.rows for start, part in found])
-    units, needless = (np.concatenate([getattr(part, f) for _, part in found]) for f in ("units", "needless"))
-    return Misses(rows, units, needless, None)
+    none = [np.zeros((1, (stop - start) // y.codec.format.block), np.bool_) for start, stop in parts]
+    units = np.concatenate([of.units if of else n for of, n in zip(sides, none, strict=True)], 1)
+    needless = np.concatenate([of.needless if of else n for of, n in zip(sides, none, strict=True)], 1)
+    return Misses(np.zeros(1, np.intp), units, needless, None)
 
 
 def _judged(
@@ -124,6 +135,13 @@ def _slice(rows: Operand, start: int, stop: int) -> Operand:
     return Operand(rows.codec, tuple(f[start:stop] for f in rows.fields), 1)
 
 
+def _columns(rows: Operand, start: int, stop: int) -> Operand:
+    """Some columns of each row, in whole blocks."""
+    block = rows.codec.format.block
+    sizes = zip(rows.fields, rows.codec.block_nbytes, strict=True)
+    return Operand(rows.codec, tuple(f[..., start // block * n : stop // block * n] for f, n in sizes), 1)
+
+
 def numbers(rows: Operand) -> NDArray[np.float64]:
     """float64 [R, K]."""
     if rows.codec.name in OTHERS:
@@ -145,8 +163,11 @@ def _differ(a: NDArray[np.float64], b: NDArray[np.float64], units: int) -> Flags
 def described(x: Operand, y: Operand, made: Operand | None, unit: int) -> str:
     """How a unit of the one row that each operand holds differs from what was made, in words: new, and then old."""
     if made is None:
-        at = int(np.flatnonzero(differing(numbers(x), numbers(y))[0])[0])
-        return f"{numbers(y)[0, at]:.6g}, and the reference has {numbers(x)[0, at]:.6g}"
+        block = y.codec.format.block
+        a, b = (numbers(side)[0, unit * block :][:block] for side in (x, y))
+        odd = ~(np.isfinite(a) & np.isfinite(b)) & differing(a, b)
+        at = int(np.argmax(odd if odd.any() else differing(a, b)))
+        return f"{b[at]:.6g}, and the reference has {a[at]:.6g}"
     new, old = ([u[0, unit] for u in _units(side)] for side in (y, made))
     if y.codec.format == MXFP4:
         return _mxfp4(_scale_and_codes(y, unit), _scale_and_codes(made, unit), unit)
