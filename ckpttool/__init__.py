@@ -4,7 +4,7 @@
     >>> ckpttool.convert("gpt-oss-20b", "gpt-oss-20b.gguf")
     >>> ckpttool.open_checkpoint("gpt-oss-20b.gguf").part("layer.7.gate")[3]
 
-Every name is loaded on first use; none of them needs torch, but for `validate` at its level `forward`.
+Every name is loaded on first use; none of them needs torch, but for `validate` and `round_trips` at level `forward`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ckpttool.errors import CkptError
     from ckpttool.inspector import inspect
     from ckpttool.serving.estimator import estimate
+    from ckpttool.validator.round_trips import round_trips
     from ckpttool.validator.validation import validate
     from ckpttool.verifier import verify
 
@@ -41,6 +42,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "quantize",
+    "round_trips",
     "validate",
     "verify",
 ]
@@ -60,6 +62,7 @@ _HOMES = {
     "open_checkpoint": "checkpoint",
     "plan": "api",
     "quantize": "codecs.arrays",
+    "round_trips": "validator.round_trips",
     "validate": "validator.validation",
     "verify": "verifier",
 }
