@@ -243,6 +243,33 @@ def test_no_figure_shows_threads_slabs_or_dialect(
             assert run(dialect, workers, slab, piece) == want
 
 
+def test_who_watches_sees_what_differs(small: dict[str, Path], tmp_path: Path) -> None:
+    """The rows of every slab that differs, once, upright, by part; of equal values only where one format has two."""
+
+    def change(t: Tensors) -> None:
+        t[DOWN + "_scales"].array[1] -= 1
+        t["model.norm.weight"].array[3] ^= 1
+
+    def seen(a: Path, b: Path) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+
+        def watch(group: comparison_pairs.Group, part: str, x: Any, y: Any, first_row: int) -> None:
+            assert x.fields[0].shape[:2] == y.fields[0].shape[:2]
+            assert not (x.transposed or y.transposed)
+            assert x.fields[0].shape[1] == 1
+            rows.setdefault(part, []).extend(range(first_row, first_row + x.fields[0].shape[0]))
+
+        compare(a, b, watch=watch, workers=2)
+        return {part: sorted(found) for part, found in rows.items()}
+
+    other = edited(tmp_path, "b", change)
+    want = {"layer.0.down": list(range(3 * 64)), "norm": list(range(64))}
+    assert seen(small["hf"], other) == seen(small["gguf"], other) == seen(small["hf-bf16"], other) == want
+    # unsloth has a slab for each expert: those that are equal are not seen
+    assert seen(small["unsloth"], other) == want | {"layer.0.down": list(range(64, 128))}
+    assert seen(small["hf"], small["hf-bf16"]) == seen(small["hf"], small["gguf"]) == {}
+
+
 @pytest.mark.parametrize("b_is", ["hf", "gguf"])
 def test_blocks_without_a_value(b_is: str, small: dict[str, Path], tmp_path: Path) -> None:
     def nan(t: Any) -> None:
