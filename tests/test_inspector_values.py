@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +456,24 @@ def test_kernels_and_numpy_count_alike() -> None:
             assert a.tolist() == b.tolist()
         assert blocks[0][1].sum() == n
     assert cpu.backend() == "numba"
+
+
+BYTES = {"few": (110, 126), "one": (7, 8), "zeros": (0, 1), "all": (0, 256), "the last": (254, 256), "many": (90, 131)}
+
+
+@pytest.mark.parametrize("values", BYTES)
+def test_runs_are_counted_as_each_by_itself(values: str) -> None:
+    """Of a few values, of many, of both by turns, zeros among them; ends that are no whole piece."""
+    rng = np.random.default_rng(6)
+    data = rng.integers(*BYTES[values], 50_000).astype(np.uint8)
+    data[20_000:30_000] = rng.integers(0, 256, 10_000)
+    data[rng.integers(0, 50_000, 300)] = 0
+    for view in (data, data[::3], data[1:2049], data[:1]):
+        for first, length in ((1, 1000), (2048, 2048), (700, 20_011), (100_000, 100_000)):
+            cuts = [0, *range(first, len(view), length), len(view)]
+            wanted = [np.bincount(view[a:b], minlength=256).tolist() for a, b in pairwise(cuts)]
+            for compiled in (False, True):
+                assert counting.count_runs(view, first, length, compiled=compiled).tolist() == wanted
 
 
 def test_an_array_of_strings_is_measured_by_runs(tmp_path: Path) -> None:

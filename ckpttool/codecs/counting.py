@@ -6,6 +6,7 @@ Compiled where numba can be had (three to ten times as fast), by numpy elsewhere
 from __future__ import annotations
 
 import importlib
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -33,12 +34,20 @@ def count_bytes(data: U8, *, compiled: bool = True) -> Counts:
 
     Without `compiled` by numpy in any case, which saves half a second where there is little to count.
     """
-    if data.ndim != 1 or data.dtype != np.uint8:
-        raise ValueError(f"{data.dtype} {data.shape} is no uint8 [N]")
+    run = max(1, len(data))
+    found: Counts = count_runs(data, run, run, compiled=compiled)[0]
+    return found
+
+
+def count_runs(data: U8, first: int, run: int, *, compiled: bool = True) -> Counts:
+    """int64 [runs, 256]: the same of each run of `data` [N], of which the first has `first` bytes, the others `run`."""
+    if data.ndim != 1 or data.dtype != np.uint8 or not 0 < first <= run:
+        raise ValueError(f"{data.dtype} {data.shape} in runs of {first} and {run} is no uint8 [N]")
     if compiled and cpu.backend() == "numba":
-        found: Counts = importlib.import_module("ckpttool.codecs.cpu_counting").count_bytes(data)
+        found: Counts = importlib.import_module("ckpttool.codecs.cpu_counting").count_runs(data, first, run)
         return found
-    return _folded(data)
+    starts = [0, *range(first, len(data), run), len(data)]
+    return np.stack([_folded(data[a:b]) for a, b in pairwise(starts)])
 
 
 def count_blocks(codes: U8, scales: U8, *, compiled: bool = True) -> tuple[Counts, Counts]:

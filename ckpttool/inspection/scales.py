@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpttool.codecs.counting import count_bytes
+from ckpttool.codecs.counting import count_runs
 from ckpttool.codecs.formats import E8M0_BIAS, E8M0_NAN
 from ckpttool.inspection.reading import SLAB, U8, Job, Range
 from ckpttool.inspection.report import Histogram, ScaleCounts, ScaleReport, WeightReport
@@ -39,23 +40,24 @@ class ScaleTally:
         width = 256 if self.source.element == "E8M0" else SLOTS
         self.counts = np.zeros((self.source.experts, width), np.int64)
 
-    def add(self, found: Sequence[tuple[int, Counts]]) -> None:
-        """Take in what a slab came to."""
-        for expert, counts in found:
-            self.counts[expert] += counts
+    def add(self, found: tuple[int, Counts]) -> None:
+        """Take in what a slab came to: its first expert, and the counts of that one and those after it."""
+        expert, counts = found
+        self.counts[expert : expert + len(counts)] += counts
 
     def report(self, row: WeightReport) -> ScaleReport:
         """The tally as the report has it."""
         source = self.source
         element = source.element
-        total = _counted(None, self.counts.sum(0), element)
-        first = range(source.experts) if source.stacked else ()
-        experts = tuple(_counted(e, self.counts[e], element) for e in first)
+        whole = self.counts.sum(0)
+        (total,) = _counted([None], whole[None], element)
+        numbers: Sequence[int | None] = range(source.experts) if source.stacked else ()
         if not source.stacked and row.expert is not None:
-            experts = (_counted(row.expert, self.counts[0], element),)
+            numbers = (row.expert,)
+        experts = tuple(_counted(numbers, self.counts[: len(numbers)], element))
         bias = reason = None
         if element == "E8M0" and source.weight.codec.name == "MXFP4" and source.weight.shape:
-            found = bias_of(self.counts.sum(0).tolist(), source.weight.shape[-1])
+            found = bias_of(whole.tolist(), source.weight.shape[-1])
             bias, reason = found.bias, found.reason
         return ScaleReport(row.name, row.part, row.layer, row.format, element, total, experts, bias, reason)
 
@@ -74,25 +76,21 @@ def scale_jobs(tally: ScaleTally, *, compiled: bool) -> Iterator[Job]:
 
 def _counter(source: ScaleSource, start: int, compiled: bool) -> Callable[[Sequence[U8]], Any]:
     """Counts one slab, whose first item is the source's item `start`, expert by expert."""
+    expert, within = divmod(start, source.items)
 
-    def count(views: Sequence[U8]) -> list[tuple[int, Counts]]:
+    def count(views: Sequence[U8]) -> tuple[int, Counts]:
         items = views[0].reshape(-1, source.item_nbytes)
-        out = []
-        at = 0
-        while at < len(items):
-            expert, within = divmod(start + at, source.items)
-            stop = min(len(items), at + source.items - within)
-            out.append((expert, _count(items[at:stop], source, compiled)))
-            at = stop
-        return out
+        if source.element == "E8M0":
+            scales = items[:, source.places[0]]
+            return expert, count_runs(scales, source.items - within, source.items, compiled=compiled)
+        edges = [0, *range(source.items - within, len(items), source.items), len(items)]
+        return expert, np.stack([_count(items[a:b], source) for a, b in pairwise(edges)])
 
     return count
 
 
-def _count(items: U8, source: ScaleSource, compiled: bool) -> Counts:
+def _count(items: U8, source: ScaleSource) -> Counts:
     """The counts of some items, uint8 [N, bytes of an item], of one expert."""
-    if source.element == "E8M0":
-        return count_bytes(items[:, source.places[0]], compiled=compiled)
     kind = np.dtype(NUMPY[source.element])
     out = np.zeros(SLOTS, np.int64)
     for place in source.places:
@@ -133,22 +131,23 @@ def _slots(values: NDArray[np.float64]) -> NDArray[np.intp]:
     return np.where(np.isfinite(values), slots, _NONFINITE).astype(np.intp)
 
 
-def _counted(expert: int | None, counts: Counts, element: str) -> ScaleCounts:
-    """Counts as the report has them."""
+def _counted(numbers: Sequence[int | None], counts: Counts, element: str) -> Iterator[ScaleCounts]:
+    """Counts as the report has them, a row for each of the experts by their `numbers`."""
+    nothing: list[int | None] = [None] * len(counts)
+    ends = [nothing] * 3
     if element == "E8M0":
-        exponents, first = counts[:E8M0_NAN], -E8M0_BIAS
-        zero, nonfinite = int(counts[0]), int(counts[E8M0_NAN])
-        ends = (int(counts[0]), int(counts[254]), int(counts[E8M0_NAN]))
+        exponents, first, zero, nonfinite = counts[:, :E8M0_NAN], -E8M0_BIAS, counts[:, 0], counts[:, E8M0_NAN]
+        ends = [counts[:, byte].tolist() for byte in (0, 254, E8M0_NAN)]
     else:
-        exponents, first = counts[:_EXPONENTS], LOWEST
-        zero, nonfinite = int(counts[_ZERO]), int(counts[_NONFINITE])
-        ends = (None, None, None)  # type: ignore[assignment]
-    where = np.flatnonzero(exponents)
-    histogram = Histogram(None, ())
-    minimum = maximum = mean = None
-    if len(where):
-        low, high = int(where[0]), int(where[-1])
-        minimum, maximum = first + low, first + high
-        histogram = Histogram(minimum, tuple(exponents[low : high + 1].tolist()))
-        mean = round(float(first + (exponents * np.arange(len(exponents))).sum() / exponents.sum()), 4)
-    return ScaleCounts(expert, int(counts.sum()), minimum, maximum, mean, zero, *ends, nonfinite, histogram)
+        exponents, first, zero, nonfinite = counts[:, :_EXPONENTS], LOWEST, counts[:, _ZERO], counts[:, _NONFINITE]
+    there, known = exponents > 0, exponents.sum(1)
+    lows, highs = there.argmax(1).tolist(), (exponents.shape[1] - there[:, ::-1].argmax(1)).tolist()
+    means = first + (exponents @ np.arange(exponents.shape[1])) / np.maximum(known, 1)
+    columns = (counts.sum(1).tolist(), lows, highs, means.tolist(), zero.tolist(), *ends, nonfinite.tolist())
+    for row, number, blocks, low, high, mean, *rest in zip(exponents, numbers, *columns, strict=True):
+        histogram, spread = Histogram(None, ()), (None, None, None)
+        if row[low]:
+            histogram = Histogram(first + low, tuple(row[low:high].tolist()))
+            spread = (first + low, first + high - 1, round(mean, 4))
+        zeros, byte_0, byte_254, byte_255, odd = rest
+        yield ScaleCounts(number, blocks, *spread, zeros, byte_0, byte_254, byte_255, odd, histogram)
