@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckpttool.render.charts import FONT, MUTED, svg
+from ckpttool.render.charts import FONT, MUTED, TEXT, svg
 from ckpttool.render.log_axis import LogAxis, log_axis
 
 WIDE, HALF, NARROW = 1180, 580, 366
@@ -21,6 +21,8 @@ LEFT, NEAR, RIGHT, TOP = 74, 50, 20, 8
 """Room around a plot: those along places have the same, so that what lies above each other is the same place."""
 FEWEST = 4
 """The height of an axis of counts at least, so that its steps are whole."""
+UNSEEN = {"fill": {"value": TEXT}, "fillOpacity": {"value": 0}}
+"""Of a mark that only answers the pointer."""
 DASHED, DOTTED = [5, 4], [1, 4]
 WORD = 2.1 * FONT
 """Pixels that a word below an axis has to its next number."""
@@ -173,7 +175,7 @@ def spread(bins: Bins, rules: Sequence[Rule], axis: LogAxis, x_title: str, y_tit
                 "strokeDash": {"field": "dash"}}}},
             {"type": "rect", "name": "places", "from": {"data": "rows"}, "encode": {"enter": upright | {
                 "x": {"scale": "x", "field": "a"}, "x2": {"scale": "x", "field": "b"},
-                "description": {"field": "says"}}}},
+                "description": {"field": "says"}, **UNSEEN}}},
         ]  # fmt: skip
         data = [
             {"name": "rows", "values": rows}, {"name": "ruled", "values": marked},
@@ -210,7 +212,7 @@ def _rect(name: str, data: str, enter: dict[str, Any]) -> dict[str, Any]:
 def _hover(places: Places, band: dict[str, Any]) -> dict[str, Any]:
     """Over each place what it says, wherever in it the pointer is."""
     enter = band | {
-        "y": {"value": 0}, "y2": {"signal": "height"}, "description": {"field": "says"},
+        "y": {"value": 0}, "y2": {"signal": "height"}, "description": {"field": "says"}, **UNSEEN,
     }  # fmt: skip
     return {"type": "rect", "name": "places", "from": {"data": "tips"}, "encode": {"enter": enter}}
 

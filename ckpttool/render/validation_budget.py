@@ -55,7 +55,7 @@ def _predicted(report: Validation, m: Metrics, where: str, deciding: bool) -> It
 
 
 def _whose(report: Validation, key: str) -> str:
-    return "asked for" if key in report.asked else f"default of {report.budget.name}"
+    return "asked for" if key in report.asked else f"default for {report.budget.name}"
 
 
 def _of_equal_values(report: Validation) -> Iterator[Limit]:
@@ -89,7 +89,7 @@ def _signal(report: Validation) -> Iterator[Limit]:
         if value is not None and not math.isfinite(value):
             value, where = None, f"{where} has no signal left"
         kept = all(p.proof is not None for p in parts)
-        whose = "asked for" if asked is not None else f"default of {budget_of(name).name}"
+        whose = "asked for" if asked is not None else f"default for {budget_of(name).name}"
         yield Limit(f"SQNR of {name} parts", f"at least {limit:g} dB", whose, value, where, kept)
 
 

@@ -75,7 +75,8 @@ def drift_chart(report: Validation) -> str:
         '<li><span class="swatch" style="background:var(--floor)"></span>noise floor</li>'
     ]
     if mark is not None:
-        keys.append(_line("var(--error)", f"first beyond noise: {first}", "dashed"))
+        name = f"layer {mark}" if mark.isdecimal() else mark
+        keys.append(_line("var(--error)", f"first beyond noise: {name}", "dashed"))
     return (
         "<figure><figcaption>How far the candidate\u2019s residual stream is from the reference\u2019s behind each "
         "layer, relative to its size; at the head, its logits. The noise floor is the reference against itself with "

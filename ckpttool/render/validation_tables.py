@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -161,6 +162,10 @@ def worst_experts(report: Validation) -> str:
     return f"<h3>{title}</h3>{table('worst-experts', title, columns, rows)}{more(len(wrong) - MOST_WRONG)}"
 
 
+PROOFS = {"budget": "within its budget", "rounding": "every value is the nearest one"}
+"""What a proof says of an expert; the others are recipes."""
+
+
 def _rank(w: Wrong) -> tuple[bool, float]:
     return not w.why, -math.inf if w.error.sqnr is None else w.error.sqnr
 
@@ -169,7 +174,7 @@ def _expert(w: Wrong) -> tuple[Cell, ...]:
     e = w.error
     return (
         _named(w.part.compared.part), whole(e.expert), figure(e.sqnr), figure(e.relative), figure(e.max_abs),
-        whole(e.differing), _what(w.why or "within its budget"),
+        whole(e.differing), _what(w.why or PROOFS.get(w.part.proof or "", w.part.proof or "")),
     )  # fmt: skip
 
 
@@ -179,7 +184,12 @@ def part_table(report: Validation) -> str:
                Column("differing", True), Column("max abs", True), Column("relative", True), Column("SQNR, dB", True),
                Column("first at"))  # fmt: skip
     rows = [_part(p) for p in report.parts[:MOST_ROWS]]
-    return table("part-table", "Parts", columns, rows, search=True) + more(len(report.parts) - MOST_ROWS)
+    proofs = Counter(p.proof or "none" for p in report.parts if p.compared.status is not None)
+    words = (
+        f"<p>Proofs: {', '.join(f'{n:,} {text(proof)}' for proof, n in proofs.most_common())}.</p>" if proofs else ""
+    )
+    shown = table("part-table", "Parts", columns, rows, search=True)
+    return words + shown + more(len(report.parts) - MOST_ROWS)
 
 
 STATUS = {
