@@ -66,7 +66,8 @@ def _parsed(source: str) -> HfUri:
     except HfUriError as error:
         hint = "hf://org/repo, hf://org/repo@revision/path, or the address of a repo's page"
         shown = without_secrets(source)
-        what = f"is no address of a repo: {str(error).replace(source, shown)}"
+        why = str(error) if shown == source else "it holds a password"  # which the error might quote
+        what = f"is no address of a repo: {why}"
         raise UsageError(what, file=shown, hint=hint) from error
     if uri.type not in ("model", "dataset"):
         raise UsageError(f"is a {uri.type}, which holds no checkpoint", file=source, hint="give a model's repo")

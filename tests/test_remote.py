@@ -344,6 +344,7 @@ def test_scales_of_a_stalling_server_are_not_waited_for(way: str, monkeypatch: p
         checkpoint = open_checkpoint(server.url("/m/model.safetensors.index.json"))
         server.always |= dict.fromkeys(others, stall)
         server.always[first] = gone if way == "error" else stall
+        opened = len(server.log)
         threads_before = {t for t in threading.enumerate() if "process_request" not in t.name}
         begun = time.monotonic()
         if way == "interrupt":
@@ -351,14 +352,13 @@ def test_scales_of_a_stalling_server_are_not_waited_for(way: str, monkeypatch: p
         try:
             with pytest.raises(Stop if way == "interrupt" else NetworkError):
                 Inspector(checkpoint, Asked(scales=True, codes=True)).run()
-            asked = len(server.log)
             assert time.monotonic() - begun < 15
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             over.set()
         time.sleep(0.5)
-        assert len(server.log) == asked
+        assert len(server.log) - opened <= limits.REMOTE_PARALLEL  # one request of each thread, and no second try
         left = {t for t in threading.enumerate() if "process_request" not in t.name} - threads_before
         for thread in left:
             thread.join(10)
