@@ -75,6 +75,10 @@ OPTIONS = {
     },
     "doctor": {"--gpu", "--python", "--with", "--log", "--require", "--json", "--debug"},
     "diff": {"--headers-only", "--json", "--debug"},
+    "validate": {
+        "--level", "--text", "--tokens", "--prompts", "--reasoning-effort", "--device", "--max-kl", "--min-top1",
+        "--max-ppl-ratio", "--min-sqnr", "--html", "--via", "--then", "--csv", "--json", "--debug",
+    },
 }  # fmt: skip
 
 

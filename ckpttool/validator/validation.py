@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.comparison.pairs import Holding, holdings
 from ckpttool.errors import CkptError, InputError, UsageError, first_line
-from ckpttool.validator.budgets import budget_for
-from ckpttool.validator.decision import ENOUGH_TOKENS, decide, decides, option, own_failures
+from ckpttool.validator.budgets import Budget, budget_for
+from ckpttool.validator.decision import decide, option, own_failures, too_few
 from ckpttool.validator.report import LEVELS, Side, Validation
 from ckpttool.validator.structure import Structure, check_structure
 
@@ -162,20 +162,17 @@ class Validator:
             "validation.v1", side(self._reference, sides[0]), side(self._candidate, sides[1]), self._asked.level,
             judged.verdict, judged.decided, fidelity, (*failures, *own_failures(judged, failures, place)), budget,
             self._asked.limits, parts, forward.on_text.metrics if forward else None, found.layers if found else (),
-            forward, tuple(dict.fromkeys(self._notes(values, found))),
+            forward, tuple(dict.fromkeys(self._notes(values, found, budget))),
         )  # fmt: skip
 
-    def _notes(self, values: ValuesFound | None, found: Found | None) -> Iterator[str]:
+    def _notes(self, values: ValuesFound | None, found: Found | None, budget: Budget) -> Iterator[str]:
         if self._walk:
             yield from self._walk.notes
         yield from self._structure.notes
         yield from values.notes if values else ()
         if unused := self._asked.unused():
             yield f"{', '.join(unused)}: without effect at level {self._asked.level}"
-        on_prompts = found.forward.on_prompts if found else None
-        if on_prompts and not decides(on_prompts, self._asked.limits):
-            n = on_prompts.metrics.tokens
-            yield f"{n:,} tokens of answers are too few to hold them to the budget; {ENOUGH_TOKENS} decide"
+        yield from too_few(budget, found.forward, self._asked.limits) if found else ()
         for side, checkpoint in (("reference", self._reference), ("candidate", self._candidate)):
             yield from (f"{side}: {note}" for note in checkpoint.notes)
 
