@@ -39,25 +39,26 @@ class Wrong:
 
 def experts(report: Validation) -> Iterator[Wrong]:
     """Every expert that differs."""
-    for p in report.parts:
-        place = STACKED.fullmatch(p.compared.part)
-        for e in p.compared.experts if place else ():
-            assert place is not None
-            yield Wrong(p, int(place[1]), place[2], e, _why(report, p, e))
-
-
-def _why(report: Validation, p: PartResult, e: ExpertErrors) -> str:
     from ckpttool.validator.budgets import budget_of
 
-    if p.proof is not None:
-        return ""
+    for p in report.parts:
+        place = STACKED.fullmatch(p.compared.part)
+        if place is None or not p.compared.experts:
+            continue
+        layer, kind = int(place[1]), place[2]
+        limit = report.asked.get("min_sqnr", budget_of(p.compared.format_b).min_sqnr)
+        for e in p.compared.experts:
+            yield Wrong(p, layer, kind, e, "" if p.proof is not None else _why(p, e, limit))
+
+
+def _why(p: PartResult, e: ExpertErrors, limit: float | None) -> str:
+    """What is wrong with an expert of a part whose claim was not met."""
     if e.nonfinite:
         return f"{many(e.nonfinite, 'value')} not finite on one side"
     if p.claim in ("bytes", "values"):
         return "differs where every value should be equal"
     if e.sqnr is None:
         return "has no signal left"
-    limit = report.asked.get("min_sqnr", budget_of(p.compared.format_b).min_sqnr)
     return f"SQNR below {limit:g} dB" if limit is not None and e.sqnr < limit else ""
 
 
