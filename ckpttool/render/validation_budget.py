@@ -29,19 +29,20 @@ class Limit:
 
 def limits(report: Validation) -> list[Limit]:
     """What was asked of the candidate, what came of it."""
-    from ckpttool.validator.decision import decides
-
-    inputs = [] if report.metrics is None else [("on the text", report.metrics, True)]
+    inputs = [] if report.metrics is None else [("on the text", report.metrics)]
     prompts = report.forward.on_prompts if report.forward else None
     if prompts is not None:
-        inputs.append(("on prompts", prompts.metrics, decides(prompts, report.asked)))
-    found = [row for where, m, deciding in inputs for row in _predicted(report, m, where, deciding)]
+        inputs.append(("on prompts", prompts.metrics))
+    found = [row for where, m in inputs for row in _predicted(report, m, where)]
     return [*found, *_of_equal_values(report), *_signal(report)]
 
 
-def _predicted(report: Validation, m: Metrics, where: str, deciding: bool) -> Iterator[Limit]:
+def _predicted(report: Validation, m: Metrics, where: str) -> Iterator[Limit]:
     """Limits of the figures of one kind of input."""
+    from ckpttool.validator.decision import held_to
+
     b = report.budget
+    held = held_to(b, m.tokens, report.asked)
     figures = (
         ("mean KL", "max_kl", b.max_kl, m.kl_mean, "at most"),
         ("top-1 agreement", "min_top1", b.min_top1, m.top1, "at least"),
@@ -50,6 +51,7 @@ def _predicted(report: Validation, m: Metrics, where: str, deciding: bool) -> It
     for name, key, limit, value, word in figures:
         if limit is not None:
             kept = None if value is None else value <= limit if word == "at most" else value >= limit
+            deciding = getattr(held, key) is not None
             place = where if deciding else f"{where}; too few tokens to decide"
             yield Limit(name, f"{word} {limit:g}", _whose(report, key), value, place, kept if deciding else None)
 

@@ -62,11 +62,6 @@ def held_to(budget: Budget, tokens: int, asked: Mapping[str, float]) -> Budget:
     return replace(budget, **left)  # type: ignore[arg-type]
 
 
-def decides(found: Predictions, asked: Mapping[str, float]) -> bool:
-    """Whether any limit can be missed by these predictions."""
-    return bool(asked) or found.metrics.tokens >= ENOUGH_TOKENS
-
-
 def too_few(budget: Budget, forward: Forward, asked: Mapping[str, float]) -> Iterator[str]:
     """Of each kind of input that is not held to all of the budget, why."""
     for found, where in ((forward.on_text, "the text"), (forward.on_prompts, "answers")):
