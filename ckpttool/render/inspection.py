@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ckpttool.errors import MESSAGE_LIMIT, shown
+from ckpttool.inspection.document import inspection_document
 from ckpttool.inspection.report import Finding, Inspection, Severity, WeightReport
 from ckpttool.render.fold import folded, short
 from ckpttool.render.inspection_counts import show_codes, show_experts, show_scales
 from ckpttool.render.inspection_sheet import percent, sheet
 from ckpttool.render.terminal import MOST_PROBLEMS, NARROW, columns, many, more, paragraph, print_json, say, table
-from ckpttool.reports import document
 from ckpttool.units import size
 
 MOST_ROWS = 60
@@ -27,7 +27,7 @@ FEW = 4
 def show_inspection(report: Inspection, as_json: bool, *, every: bool = False) -> None:
     """The report; `every`: each tensor by itself, with file and offset, in place of sheet and kinds of tensors."""
     if as_json:
-        print_json(document(report))
+        print_json(inspection_document(report), rows=True)
         return
     say(shown(report.source, MESSAGE_LIMIT))
     say()

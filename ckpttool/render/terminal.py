@@ -115,10 +115,10 @@ def write(text: str) -> None:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON document to stdout."""
+def print_json(value: Mapping[str, Any], *, rows: bool = False) -> None:
+    """One JSON document to stdout; `rows` as `json_text` has it."""
     with stdout_errors():
-        sys.stdout.write(json_text(value, sys.stdout.encoding or "utf-8"))
+        sys.stdout.write(json_text(value, sys.stdout.encoding or "utf-8", rows=rows))
 
 
 def flush() -> None:
