@@ -21,6 +21,9 @@ import ckpttool.errors
 from ckpttool import cli
 from ckpttool.codecs.formats import RECIPES
 from ckpttool.target import LEGAL, MOE_EXPERTS
+from ckpttool.validator.budgets import BUDGETS, OTHER
+from ckpttool.validator.inputs import LENGTH, TOKENS
+from ckpttool.validator.report import LEVELS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -82,9 +85,9 @@ def test_every_example_runs(workplace: Path, shell: dict[str, str]) -> None:
     bash(f"ckpttool {convert}", workplace, shell)
     assert (workplace / "tiny.gguf").is_file()
     others = [b for b in blocks("bash") if ".venv" not in b and "_COMPLETE" not in b]
-    assert len(others) == 4
+    assert len(others) == 5
     commands = [line for block in others for line in block.strip().splitlines() if not line.startswith("pip install")]
-    assert len(commands) == 14
+    assert len(commands) == 19
     with serving({}) as server:
         for size in ("20b", "120b"):
             write_headers(workplace / size, size)
@@ -93,7 +96,16 @@ def test_every_example_runs(workplace: Path, shell: dict[str, str]) -> None:
             if not torch.cuda.is_available():  # Triton's interpreter would take a minute and a half
                 command = command.replace("--device cuda", "--device auto")
             bash(command, workplace, {**shell, "HF_ENDPOINT": server.root})
-    made = ("gpt-oss-20b-bf16", "my-finetune-mxfp4", "my-finetune.gguf", "back-again", "exact", "inspection.json")
+    made = (
+        "gpt-oss-20b-bf16",
+        "my-finetune-mxfp4",
+        "my-finetune.gguf",
+        "back-again",
+        "exact",
+        "inspection.json",
+        "my-finetune.html",
+        "recipes.csv",
+    )
     assert all((workplace / name).exists() for name in (*made, "20b-bf16"))
     assert not (workplace / "smaller.gguf").exists()
 
@@ -166,6 +178,19 @@ def _fidelity(source: Path, folder: Path, column: str) -> str:
 def test_the_table_of_fidelities_has_these_columns() -> None:
     assert table("from ") and f"| from \\ `--to` | {' | '.join(f'`{c}`' for c in _COLUMNS)} |" in README
     assert [row[0] for row in table("from ")] == list(SOURCES)
+
+
+def test_the_budgets_are_the_codes() -> None:
+    named = [("others" if b is OTHER else b.name, b) for b in (*BUDGETS, OTHER)]
+    rows = [[name, *(f"{x:g}" for x in (b.max_kl, b.min_top1, b.max_ppl_ratio, b.min_sqnr))] for name, b in named]
+    assert table("went to") == rows
+
+
+def test_the_levels_are_the_codes() -> None:
+    assert tuple(row[0] for row in table("level")) == LEVELS
+    assert f"sequences of {LENGTH}: {TOKENS['cpu']:,} on a CPU, {TOKENS['cuda']:,} on a GPU" in README.replace(
+        "\n", " "
+    )
 
 
 def test_the_exit_codes_are_the_errors() -> None:
