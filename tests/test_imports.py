@@ -194,6 +194,11 @@ def test_convert_loads_no_torch(checkpoint: Path) -> None:
     assert not loaded("convert", checkpoint, checkpoint.parent / "a.gguf") & never
 
 
+def test_validate_below_the_forward_pass_loads_no_torch(checkpoint: Path) -> None:
+    for level in ("structure", "values"):
+        assert not loaded("validate", checkpoint, checkpoint, "--level", level) & {"torch", "triton", "tokenizers"}
+
+
 def test_the_package_alone_loads_nothing() -> None:
     code = "import sys, ckpttool; dir(ckpttool); print(*sorted({m.split('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from forward_runs import TINY
+from range_server import serving
 
 import ckpttool
 from ckpttool.checkpoint import open_checkpoint
@@ -44,7 +45,8 @@ def copied(folder: Path, dialect: str = "hf", **config: Any) -> Path:
 
 def validate(a: str | Path, b: str | Path, **how: Any) -> Validation:
     how = {"tokens": 40, **how} if how.get("level", "forward") == "forward" else how
-    return ckpttool.validate(TINY / a, TINY / b, **how)
+    sides = (x if "://" in str(x) else TINY / x for x in (a, b))
+    return ckpttool.validate(*sides, **how)
 
 
 # --- the levels ---
@@ -86,6 +88,14 @@ def test_progress_is_of_the_bytes_that_were_announced() -> None:
         validator.run(workers=1, progress=told.append)
         assert sum(told) == validator.nbytes
         assert (validator.nbytes > 0) is (level != "structure")
+
+
+def test_a_side_may_be_remote() -> None:
+    file = TINY / "gguf" / "tiny-gpt-oss-auto.gguf"
+    with serving({"/a.gguf": file}) as server:
+        report = validate("hf", server.url("/a.gguf"))
+    assert (report.verdict, report.fidelity) == ("exact", "values")
+    assert report.candidate.source == server.url("/a.gguf")
 
 
 # --- a level that fails does not stop the others ---
