@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -405,6 +406,8 @@ def validate(
     from ckpttool.errors import UsageError
     from ckpttool.validator.validation import Asked, Validator
 
+    # Torch's threads spin between two pieces of work, and on cores that others use too take thrice the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if via:
         _refuse({"CANDIDATE": candidate, "--html": html}, "goes without --via")
         _validate_round_trips(reference, via, then, csv, as_json, options)

@@ -121,8 +121,7 @@ def _values(report: Validation) -> None:
     if not lossy:
         return
     say()
-    which = f"the {WORST} worst of {len(lossy):,}" if len(lossy) > WORST else f"all {len(lossy):,}"
-    say(f"lossy parts, {which}:")
+    say(f"lossy parts, the {WORST} worst of {len(lossy):,}:" if len(lossy) > WORST else "lossy parts:")
     names = ["part", "formats", "SQNR dB", "worst expert", "relative", "max abs", "differing", "proof"]
     if columns() < NARROW:
         names = [n for n in names if n not in ("relative", "max abs", "differing")]
