@@ -8,7 +8,6 @@ link with one copy.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import sys
@@ -28,14 +27,12 @@ from ckpttool.planner import Plan
 from ckpttool.reports import UNUSABLE
 from ckpttool.slabwork import ALIGNMENT, behind, lay
 from ckpttool.steps import Slab, Step, for_gpu
+from ckpttool.threads import CORES
 
 if TYPE_CHECKING:
     import torch
 
 CPU = "cpu"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""Those that this process may use, which in a container or a job are fewer than the machine has."""
-
 CARD = r"cuda:(0|[1-9]\d?)"
 ASKED = re.compile(f"auto|cpu|cuda|{CARD}(,{CARD})*")
 INSTALL = "pip install 'ckpttool[torch]'"

@@ -14,6 +14,7 @@ from ckpttool.planner import Plan
 from ckpttool.readback import CHUNK
 from ckpttool.reports import UNUSABLE
 from ckpttool.slabwork import ALIGNMENT
+from ckpttool.threads import CORES
 
 MOST_WORKERS = 256
 """More threads than any disk or memory has use for."""
@@ -66,7 +67,7 @@ def resources(plan: Plan, limits: Limits) -> Resources:
         UsageError: a device that cannot be used.
     """
     most = max(1, min(len(plan.slabs), MOST_WORKERS))
-    threads = min(most, limits.workers or devices.CORES)
+    threads = min(most, limits.workers or CORES)
     return _with(plan, limits, devices.choose(limits.device, plan, threads, limits.max_gpu_memory))
 
 

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import ckpttool  # noqa: E402 - after the check for torch
-from ckpttool import api, devices, steps  # noqa: E402
+from ckpttool import api, devices, steps, threads  # noqa: E402
 from ckpttool.codecs import gpu_link  # noqa: E402
 from ckpttool.codecs.gpu_link import Lane, pinned  # noqa: E402
 from ckpttool.codecs.gpu_room import lanes_within, reserved_nbytes  # noqa: E402
@@ -353,7 +353,7 @@ def test_a_gpu_that_was_chosen_is_done_without(
     report = convert(sources["hf"], tmp_path / "out", "auto", to="bf16")
     assert report.run["devices"] == ["cpu"]
     assert report.run["devices_why"] == f"the GPU cannot be used: cuda:0: {str(unfit[0]).splitlines()[0]}"
-    assert report.run["workers"] <= devices.CORES
+    assert report.run["workers"] <= threads.CORES
     monkeypatch.undo()
     assert files(report) == files(convert(sources["hf"], tmp_path / "cpu", "cpu", to="bf16"))
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from ckpttool.containers import limits
 from ckpttool.containers.remote import FilePath, RemoteFile, open_file
 from ckpttool.containers.source import LocalFile
-from ckpttool.devices import CORES
-from ckpttool.threads import share
+from ckpttool.threads import CORES, share
 
 U8 = NDArray[np.uint8]
 
