@@ -28,7 +28,7 @@ from ckpttool.comparison.slabs import SCRATCH_NBYTES, Files, PartFound, SlabRead
 from ckpttool.comparison.sums import Tally
 from ckpttool.containers.remote import RemoteFile, open_file
 from ckpttool.containers.source import LocalFile
-from ckpttool.devices import CORES
+from ckpttool.threads import CORES
 
 Progress = Callable[[int], None]
 
