@@ -414,5 +414,6 @@ def test_another_family_is_counted_and_laid_out(tmp_path: Path) -> None:
     assert rows["model.layers.7.mlp.experts.31.up_proj.weight"] == ("up", 7, 31)
     assert rows["model.layers.7.mlp.shared_experts.up_proj.weight"] == ("shared.up", 7, None)
     text = run("inspect", tmp_path).out
+    assert "formats        BF16 > 99.9 %, F32 < 0.1 %" in text
     assert "model.layers.{3-61}.mlp.experts.{0-255}.down_proj.weight  x15,104" in text
     assert len(text.splitlines()) < 50

@@ -22,7 +22,7 @@ def sheet(report: Inspection) -> Iterator[tuple[str, str]]:
     exactly = f"({gib}{many(report.nbytes, 'byte')})"
     yield "size", f"{size(report.nbytes)}, {report.bits_per_weight:.2f} bits per weight{against}  {exactly}"
     if s.formats:
-        yield "formats", ", ".join(f"{f.format} {percent(f.share)}" for f in s.formats)
+        yield "formats", ", ".join(f"{f.format} {percent(f.parameters / (report.parameters or 1))}" for f in s.formats)
     yield from _experts(s)
     yield from _attention(s)
     yield from _rope(s)
