@@ -151,7 +151,7 @@ def test_one_expert_of_many() -> None:
 @pytest.mark.parametrize(
     ("part", "what"),
     [(lossy(sqnr=14.9), "SQNR 14.9 dB is below the 15 dB of MXFP4"), (lossy(sqnr=15.0), None),
-     (lossy(nonfinite=3), "3 values are not finite on one side and differ"),
+     (lossy(nonfinite=3), "3 of 32 values are not the reference's, and not finite on one side or both"),
      (lossy(differing=None), "differs, and its values cannot be compared (BF16, MXFP4)"),
      (lossy(sqnr=None), "SQNR without any signal is below the 15 dB of MXFP4"), (lossy(status=Status.bytes), None),
      (lossy(status=Status.only_a), None)],

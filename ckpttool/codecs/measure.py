@@ -73,10 +73,10 @@ def _wide(bits: Bits, dtype: str) -> Floats:
         return plain.widen(np.ascontiguousarray(bits), dtype).view(np.float32).astype(np.float64)
 
 
-def differing(a: Floats, b: Floats) -> NDArray[np.bool_]:
+def differing(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     """Where two arrays hold different values: NaN equals NaN, -0 equals 0."""
     with np.errstate(invalid="ignore"):
-        found: NDArray[np.bool_] = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        found: NDArray[np.bool_] = (a != b) & ((a == a) | (b == b))
     return found
 
 

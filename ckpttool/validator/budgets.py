@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Final
 
 from ckpttool.comparison.parts import PartComparison, Status
-from ckpttool.validator.failures import Failure, part_failure
+from ckpttool.validator.failures import Failure, part_failure, so_many
 from ckpttool.validator.metrics import Metrics
 
 EXACT, WITHIN, FAILED = "exact", "within budget", "failed"
@@ -115,7 +116,8 @@ def _lost(part: PartComparison, limit: float) -> str | None:
     if part.differing is None:
         return f"differs, and its values cannot be compared ({part.format_a}, {part.format_b})"
     if part.nonfinite:
-        return f"{part.nonfinite:,} values are not finite on one side and differ"
+        counted = so_many(part.nonfinite, prod(part.shape_a or ()), "value")
+        return f"{counted} not the reference's, and not finite on one side or both"
     worst = min(part.experts, key=lambda e: _decibels(e.sqnr, e.differing), default=None)
     if worst is not None and _decibels(worst.sqnr, worst.differing) < limit:
         return f"SQNR {_shown(worst.sqnr)} of expert {worst.expert} is below {{limit}}"

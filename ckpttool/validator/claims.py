@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from typing import Final
 
 from ckpttool.checkpoint import Checkpoint
@@ -16,7 +18,7 @@ from ckpttool.comparison.pairs import Holding, holdings
 from ckpttool.comparison.parts import PartComparison, Status, compared_nbytes
 from ckpttool.steps import Fidelity, kind_of
 from ckpttool.validator.budgets import part_failures
-from ckpttool.validator.failures import Failure, part_failure
+from ckpttool.validator.failures import Failure, part_failure, so_many
 from ckpttool.validator.faults import faults_by_part, notes_on, proven_by
 from ckpttool.validator.proofs import Proofs, prove
 from ckpttool.validator.report import PartResult
@@ -72,13 +74,21 @@ def judge_values(
 def claim_of(reference: Holding, candidate: Holding, part: str) -> Fidelity | None:
     """What the plan of a conversion would promise for a part, by how both sides store it; None where none leads there.
 
-    Where a part's experts are stored in several ways, it is the lowest.
+    Where a part's experts are stored in several ways, it is the lowest of an expert's.
     """
-    pairs = [(x, y) for x in _codecs(reference, part) for y in _codecs(candidate, part)]
-    ways = [kind_of(x, y) for x, y in pairs]
+    ways = [kind_of(x, y) for x, y in _pairs(reference, candidate, part)]
     if not ways or None in ways:
         return None
     return max((way[1] for way in ways if way), key=[*Fidelity].index)
+
+
+def _pairs(reference: Holding, candidate: Holding, part: str) -> set[tuple[Codec, Codec]]:
+    """How each row of a part is stored on both sides."""
+    found = set(product(_codecs(reference, part), _codecs(candidate, part)))
+    if len(found) > 1 and part in reference.extents and part in candidate.extents:
+        sides = product(reference.extents[part], candidate.extents[part])
+        return {(x.weight.codec, y.weight.codec) for x, y in sides if x.start < y.stop and y.start < x.stop}
+    return found
 
 
 def _codecs(holding: Holding, part: str) -> Iterator[Codec]:
@@ -109,7 +119,8 @@ def _judged(
     if claim is Fidelity.bytes and row.status is not Status.bytes:
         return None, part_failure(row.part, "is stored otherwise, and nobody here can read it", LEVEL)
     if claim is Fidelity.values and row.status is Status.lossy:
-        return None, part_failure(row.part, f"{row.differing or 0:,} values differ", LEVEL)
+        counted = so_many(row.differing or 0, prod(row.shape_a or ()), "value")
+        return None, part_failure(row.part, f"{counted} not the reference's", LEVEL)
     maker = proven_by(row, proofs)
     found = part_failures([row], min_sqnr=min_sqnr) if maker is None or min_sqnr is not None else []
     if found:

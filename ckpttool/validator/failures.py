@@ -22,6 +22,11 @@ class Failure:
     level: str
 
 
+def so_many(n: int, total: int, noun: str) -> str:
+    """ "1 of 5 values is", "2 of 5 values are": the beginning of what is said of them."""
+    return f"{n:,} of {total:,} {noun}s {'is' if n == 1 else 'are'}"
+
+
 def part_failure(part: str, what: str, level: str) -> Failure:
     """A failure of one part, whose layer is in its name."""
     found = _LAYER.match(part)

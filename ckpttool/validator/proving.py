@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from ckpttool.validator.originals import Sums, causes, sums
 from ckpttool.validator.recipes import DIRECTLY, Maker, makes
 from ckpttool.validator.remade import Flags, Misses, described, misses, rows_of
 from ckpttool.validator.trials import Choice, Pair, is_lossy
+
+TRIED: Final = 16
+"""Wrong rows of a piece on which rivals are tried. More are wrong where all is, and no rival mends that."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -87,8 +91,8 @@ class Prover:
         """Remake some rows, and note where the candidate holds others."""
         pair = x.codec.name, y.codec.name
         lossy = is_lossy(x.codec, y.codec)
-        choice = self.choices.get(pair, Choice(None)) if lossy else Choice(DIRECTLY)
-        if choice.maker is None or not (lossy or _can(x, y)):
+        choice = self.choices.get(pair) if lossy else Choice(DIRECTLY) if _can(x, y) else None
+        if choice is None:
             return
         literal = not lossy and x.codec.format == y.codec.format
         missed = misses(x, y, choice.maker, literal=literal)
@@ -112,11 +116,12 @@ def _can(x: Operand, y: Operand) -> bool:
 
 
 def _explained(x: Operand, y: Operand, missed: Misses, rival: Maker) -> int:
-    """How many of the missed units another maker makes."""
-    still = misses(rows_of(x, missed.rows), rows_of(y, missed.rows), rival, literal=False)
-    if still is None:
-        return missed.count
-    return missed.count - int(np.count_nonzero(missed.units[still.rows] & still.units))
+    """How many of the missed units another maker makes, in up to `TRIED` rows: what made the rest shows in any."""
+    at = np.arange(0, len(missed.rows), -(-len(missed.rows) // TRIED))
+    rows, units = missed.rows[at], missed.units[at]
+    still = misses(rows_of(x, rows), rows_of(y, rows), rival, literal=False)
+    left = 0 if still is None else np.count_nonzero(units[still.rows] & still.units)
+    return int(np.count_nonzero(units) - left)
 
 
 def _by_expert(group: Group, x: Operand, y: Operand, first_row: int, missed: Misses) -> dict[int, Wrong]:

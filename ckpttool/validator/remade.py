@@ -15,7 +15,7 @@ from ckpttool.codecs.measure import differing
 from ckpttool.codecs.packing import UNPACK
 from ckpttool.codecs.reference import BadBlock
 from ckpttool.codecs.transcode import Operand
-from ckpttool.codecs.values import OTHERS, decodable, values
+from ckpttool.codecs.values import OTHERS, Numbers, decodable, values
 from ckpttool.validator.recipes import Maker, remake
 
 Flags = NDArray[np.bool_]
@@ -107,10 +107,18 @@ def _judged(
 
 def unlike(made: Operand, y: Operand) -> Flags:
     """bool [R, G]: units whose bits differ, of two operands in one codec."""
-    out: Flags = np.zeros((y.fields[0].shape[0], unit_count(y)), np.bool_)
-    for a, b in zip(_units(made), _units(y), strict=True):
-        out |= (a != b).any(-1)
+    count = unit_count(y)
+    out: Flags = np.zeros((y.fields[0].shape[0], count), np.bool_)
+    for a, b in zip(made.fields, y.fields, strict=True):
+        out |= _any(a[:, 0] != b[:, 0], count)
     return out
+
+
+def _any(flags: Flags, units: int) -> Flags:
+    """bool [R, G]: units of which any of the flags [R, N] is set."""
+    each = flags.shape[1] // units
+    wide = flags.view(np.uint64) if each % 8 == 0 else flags
+    return np.asarray(wide.reshape(len(flags), units, -1).any(-1))
 
 
 def _units(rows: Operand) -> list[NDArray[np.uint8]]:
@@ -142,12 +150,12 @@ def _columns(rows: Operand, start: int, stop: int) -> Operand:
     return Operand(rows.codec, tuple(f[..., start // block * n : stop // block * n] for f, n in sizes), 1)
 
 
-def numbers(rows: Operand) -> NDArray[np.float64]:
-    """float64 [R, K]."""
+def numbers(rows: Operand) -> Numbers:
+    """[R, K], float32; float64 of what that may not hold."""
     if rows.codec.name in OTHERS:
         return values(rows, "F64")
-    with np.errstate(invalid="ignore"):
-        return np.ascontiguousarray(values(rows, "F32")).view(np.float32).astype(np.float64)
+    out: Numbers = np.ascontiguousarray(values(rows, "F32")).view(np.float32)
+    return out
 
 
 def other_values(x: Operand, y: Operand) -> Flags:
@@ -155,9 +163,8 @@ def other_values(x: Operand, y: Operand) -> Flags:
     return _differ(numbers(x), numbers(y), unit_count(y))
 
 
-def _differ(a: NDArray[np.float64], b: NDArray[np.float64], units: int) -> Flags:
-    out: Flags = np.logical_or.reduce(differing(a, b).reshape(len(a), units, -1), axis=-1)
-    return out
+def _differ(a: Numbers, b: Numbers, units: int) -> Flags:
+    return _any(differing(a, b), units)
 
 
 def described(x: Operand, y: Operand, made: Operand | None, unit: int) -> str:

@@ -48,9 +48,9 @@ Slab = tuple[Group, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Choice:
-    """The likeliest maker (None: nothing is to be remade), and others that did as well."""
+    """The likeliest maker, and others that did as well."""
 
-    maker: Maker | None
+    maker: Maker
     rivals: tuple[Maker, ...] = ()
 
 
@@ -66,13 +66,14 @@ def lossy_slabs(reference: Checkpoint, candidate: Checkpoint) -> dict[Pair, list
     for group in groups(*holdings(reference, candidate)):
         for start, stop in group.slabs():
             for part in group.parts:
-                x, y = _codecs(group, part, start)
+                x, y = codecs_at(group, part, start)
                 if is_lossy(x, y):
                     out.setdefault((x.name, y.name), {})[group.parts[0], start] = (group, (start, stop))
     return {pair: list(found.values()) for pair, found in out.items()}
 
 
-def _codecs(group: Group, part: str, row: int) -> tuple[Codec, Codec]:
+def codecs_at(group: Group, part: str, row: int) -> tuple[Codec, Codec]:
+    """How both sides store a row, which both have."""
     x, y = (distinct(side, (part,), row)[0].weight.codec for side in (group.a, group.b))
     return x, y
 
