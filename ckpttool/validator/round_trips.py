@@ -10,17 +10,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.comparison.parts import compare_parts
-from ckpttool.errors import LocalIOError, UsageError
+from ckpttool.errors import CkptError, LocalIOError, Problems, UsageError
 from ckpttool.execute import execute
 from ckpttool.planner import Plan, make_plan
 from ckpttool.resources import Limits
-from ckpttool.target import MAX_GPU_MEMORY, MAX_MEMORY, target
+from ckpttool.target import MAX_GPU_MEMORY, MAX_MEMORY, Target, target
 from ckpttool.units import size
 from ckpttool.validator.budgets import EXACT, FAILED, WITHIN
 from ckpttool.validator.claims import ValuesFound, judge_values
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 """Told what is done next."""
+
+LACKS: Final = "convert it with --reference DIR first, and send what that makes on the round trip"
+"""Where a source lacks side files that another folder has."""
 
 FIGURES: Final = (
     "tokens", "kl_mean", "kl_mean_se", "kl_median", "kl_p99", "kl_max", "top1", "top1_se", "top5", "ppl_reference",
@@ -98,11 +102,22 @@ class _Trip:
 
 
 def _trip(source: Checkpoint, via: Via, then: str | None, folder: Path) -> _Trip:
-    there = make_plan(source, target(folder / "there", **via.options))
+    there = _planned(source, target(folder / "there", **via.options))
     back = way_back(source, then, there)
     # What is there does not exist yet; made of the source, the result has the same size.
-    result = make_plan(source, target(folder / "back", **back))
+    result = _planned(source, target(folder / "back", **back))
     return _Trip(source, via, folder, there, back, there.nbytes + result.nbytes)
+
+
+def _planned(source: Checkpoint, wanted: Target) -> Plan:
+    """The conversion; where `convert` would ask for --reference, which is not here, the errors say the way round."""
+    try:
+        return make_plan(source, wanted)
+    except CkptError as e:
+        for problem in e.problems if isinstance(e, Problems) else (e,):
+            if isinstance(problem, CkptError) and "--reference" in (problem.hint or ""):
+                problem.hint = LACKS
+        raise
 
 
 def _require_room(trips: Sequence[_Trip], folder: Path) -> None:
@@ -128,7 +143,8 @@ def _travelled(trip: _Trip, asked: Asked, workers: int | None, progress: Progres
         back = judge_values(middle, result, min_sqnr=asked.min_sqnr, workers=workers)
     shutil.rmtree(trip.folder / "there")
     progress(f"{trip.via.text}: comparing with the source")
-    whole = _Whole(trip.source, result, asked, there, back).run(workers=workers)
+    judge = partial(_judged, there=there, back=back) if there and back else None
+    whole = Validator(trip.source, result, asked).run(workers=workers, judge=judge)
     shutil.rmtree(trip.folder)
     return whole.reference, _row(trip, middle, whole, there, back, seconds)
 
@@ -139,20 +155,19 @@ def _made(plan: Plan, limits: Limits) -> Checkpoint:
     return open_checkpoint(plan.place.path, remote=False)
 
 
-class _Whole(Validator):
-    """The validation of what came back, whose values are judged by the way that they took."""
-
-    def __init__(
-        self, source: Checkpoint, result: Checkpoint, asked: Asked, there: ValuesFound | None, back: ValuesFound | None
-    ) -> None:
-        super().__init__(source, result, asked)
-        self._there, self._back = there, back
-
-    def _values(self, workers: int | None, progress: Callable[[int], None]) -> ValuesFound | None:
-        if self._there is None or self._back is None:
-            return None
-        rows = compare_parts(self._reference, self._candidate, workers=workers, progress=progress)
-        return judge_round_trip(rows, self._there, self._back, min_sqnr=self._asked.min_sqnr)
+def _judged(
+    source: Checkpoint,
+    result: Checkpoint,
+    *,
+    there: ValuesFound,
+    back: ValuesFound,
+    min_sqnr: float | None,
+    workers: int | None,
+    progress: Callable[[int], None],
+) -> ValuesFound:
+    """The values of what came back, by the way that they took."""
+    rows = compare_parts(source, result, workers=workers, progress=progress)
+    return judge_round_trip(rows, there, back, min_sqnr=min_sqnr)
 
 
 def _row(

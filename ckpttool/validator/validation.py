@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.comparison.pairs import Holding, holdings
@@ -28,6 +28,22 @@ if TYPE_CHECKING:
     from ckpttool.validator.predictions import Found
 
 Progress = Callable[[int], None]
+
+
+class Judge(Protocol):
+    """Who says how values came through."""
+
+    def __call__(
+        self,
+        reference: Checkpoint,
+        candidate: Checkpoint,
+        *,
+        min_sqnr: float | None,
+        workers: int | None,
+        progress: Progress,
+    ) -> ValuesFound:
+        """As `claims.judge_values`."""
+
 
 INSTALL: Final = "pip install 'ckpttool[torch]'; --level values needs none"
 
@@ -127,9 +143,18 @@ class Validator:
         )
         self.nbytes = self._values_nbytes() + (sum(self._walk.nbytes) if self._walk else 0)
 
-    def run(self, *, workers: int | None = None, progress: Progress = lambda nbytes: None) -> Validation:
-        """Read what the level asks for; `progress` gets `nbytes` in all. Errors as `validate`."""
-        values = self._values(workers, progress)
+    def run(
+        self,
+        *,
+        workers: int | None = None,
+        progress: Progress = lambda nbytes: None,
+        judge: Judge | None = None,
+    ) -> Validation:
+        """Read what the level asks for; `progress` gets `nbytes` in all. Errors as `validate`.
+
+        `judge` (None: `judge_values`) is asked from level `values` on.
+        """
+        values = None if self._asked.level == "structure" else self._values(judge, workers, progress)
         found = self._walk.run(progress) if self._walk and self._walk.inputs else None
         return self._report(values, found)
 
@@ -140,12 +165,10 @@ class Validator:
 
         return values_nbytes(self._reference, self._candidate)
 
-    def _values(self, workers: int | None, progress: Progress) -> ValuesFound | None:
-        if self._asked.level == "structure":
-            return None
+    def _values(self, judge: Judge | None, workers: int | None, progress: Progress) -> ValuesFound:
         from ckpttool.validator.claims import judge_values
 
-        return judge_values(
+        return (judge or judge_values)(
             self._reference, self._candidate, min_sqnr=self._asked.min_sqnr, workers=workers, progress=progress
         )
 
