@@ -44,38 +44,57 @@ class Drift:
 
 
 class DriftSum:
-    """Takes in rows of both, and sums squares in float64."""
+    """Takes in rows of both, and sums squares in float64. On a GPU nothing waits for it but `drift`."""
 
     def __init__(self) -> None:
         self._error: list[Tensor] = []
         self._size: list[Tensor] = []
-        self._broken = 0
+        self._broken: list[Tensor] = []
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Rows [n, H] of both, on one device."""
         for at in range(0, len(a), ROWS_AT_ONCE):
-            x, y = a[at : at + ROWS_AT_ONCE].double(), b[at : at + ROWS_AT_ONCE].double()
-            self._error.append((y - x).square_().sum(-1).cpu())
-            self._size.append(x.square().sum(-1).cpu())
-            self._broken += int((~y.isfinite()).any(-1).sum())
+            x, y = a[at : at + ROWS_AT_ONCE], b[at : at + ROWS_AT_ONCE]
+            error, size, broken = _by_kernel(x, y) if x.is_cuda else _squares(x, y)
+            self._error.append(error)
+            self._size.append(size)
+            self._broken.append(broken)
 
     def drift(self) -> Drift:
         """Over all rows so far; of none it is nothing."""
         if not self._error:
             return Drift(0.0, 0.0, 0)
-        error, size = torch.cat(self._error), torch.cat(self._size)
+        error, size, broken = (torch.cat(x).cpu() for x in (self._error, self._size, self._broken))
         # A row that is equal has no error, even where it is all zeros.
         each = torch.where(error == 0, 0.0, (error / size).sqrt())
         total = float(error.sum())
         whole = 0.0 if total == 0 else math.sqrt(total / float(size.sum())) if float(size.sum()) else math.inf
-        return Drift(_finite(whole), _finite(float(each.median())), self._broken)
+        return Drift(_finite(whole), _finite(float(each.median())), int(broken.sum()))
+
+
+def _squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row the squares of y - x and of x, float64, and whether y is not finite."""
+    wide = x.double()
+    return (y.double() - wide).square_().sum(-1), wide.square_().sum(-1), (~y.isfinite()).any(-1)
+
+
+def _by_kernel(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`_squares` in one pass over float32 rows."""
+    from ckpttool.validator.fused_kernels import row_squares
+
+    return row_squares(x, y)
+
+
+def drift_sum(a: Tensor, b: Tensor) -> DriftSum:
+    """Of all rows at once."""
+    out = DriftSum()
+    out.add(a, b)
+    return out
 
 
 def drift(a: Tensor, b: Tensor) -> Drift:
     """Of all rows at once."""
-    out = DriftSum()
-    out.add(a, b)
-    return out.drift()
+    return drift_sum(a, b).drift()
 
 
 def _finite(x: float) -> float | None:

@@ -91,10 +91,6 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def _lanes(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
-
-
 @dataclass(frozen=True, eq=False)
 class _Tables:
     """What attention needs to know of a batch: cos and sin [T, D / 2], and blocks of queries int32 [.., 3]."""
@@ -134,8 +130,8 @@ def norm_rows(
     result = torch.empty_like(x) if wide else x
     narrow = torch.empty_like(x, dtype=torch.bfloat16)
     fused_kernels.normed[(tokens,)](
-        x, more, bias, weight, out, result, narrow, eps, H=hidden, LANES=_lanes(hidden), ADDS=added is not None,
-        WIDE=wide, REVERSE=reverse, num_warps=8, **EXACT,
+        x, more, bias, weight, out, result, narrow, eps, H=hidden, LANES=fused_kernels.lanes_for(hidden),
+        ADDS=added is not None, WIDE=wide, REVERSE=reverse, num_warps=8, **EXACT,
     )  # fmt: skip
     return _Normed(out, result, narrow)
 
@@ -163,7 +159,7 @@ def turn(h: Tensor, bias: Tensor, tables: _Tables, settings: Settings) -> Tensor
     heads, half = settings.heads + 2 * settings.kv_heads, settings.head_dim // 2
     fused_kernels.turned[(len(h),)](
         h, bias, tables.cos, tables.sin, out, settings.heads + settings.kv_heads, HEADS=heads, HALF=half,
-        HEAD_LANES=_lanes(heads), HALF_LANES=_lanes(half), **EXACT,
+        HEAD_LANES=fused_kernels.lanes_for(heads), HALF_LANES=fused_kernels.lanes_for(half), **EXACT,
     )  # fmt: skip
     return out
 

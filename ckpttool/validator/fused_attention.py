@@ -7,7 +7,7 @@ Products are made of three in TF32 on tensor cores (`tf32x3`): each operand is s
 rest, whose own 11 bits are kept, and what falls away is at most 2^-20 of a term. Adding up a row's D = 64 terms in
 float32 may lose 64 * 2^-24 = 2^-18, so float32 is no better; but it is what FP32 mode stands for, which takes the
 definition itself. An exponential e^-y is off by (y + 2) 2^-23 of itself: by 2^-19 down to weights of e^-14. What comes
-out is rounded to BF16, by 2^-9, since the next product takes it so.
+out is rounded to BF16, by 2^-8, since the next product takes it so.
 """
 
 from __future__ import annotations

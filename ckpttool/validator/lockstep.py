@@ -24,7 +24,7 @@ import torch
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.errors import InputError, LimitError
 from ckpttool.validator.attention import Batch
-from ckpttool.validator.drift import Drift, DriftSum, drift
+from ckpttool.validator.drift import Drift, DriftSum, drift, drift_sum
 from ckpttool.validator.model import Arithmetic, Head, Layer, Pass, exact_products, layer_passes, unembed
 from ckpttool.validator.routing import ExpertUse, Flips, Routing, expert_use, flips
 from ckpttool.validator.weights import HEAD, Feed, ModelSource
@@ -35,7 +35,8 @@ FP32_NBYTES: Final = 2_000_000_000
 """Where both checkpoints' weights take no more, products are made in float32 unless something else is asked for."""
 
 LOGITS_AT_ONCE: Final = 1 << 25
-"""Logits of one pass that are held at a time: 128 MB."""
+GPU_LOGITS_AT_ONCE: Final = 1 << 27
+"""Logits of one pass that are held at a time: 128 MB, on a GPU 512, since all of the head is read for each lot."""
 
 NO_MEMORY: Final = ("DefaultCPUAllocator", "out of memory")
 """What torch says where there is none: "DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"."""
@@ -78,6 +79,29 @@ class LayerReport:
     noise_flips: Flips
     reference: ExpertUse
     candidate: ExpertUse
+
+
+@dataclass(frozen=True, eq=False)
+class _LayerFound:
+    """A `LayerReport` whose drifts may still be under way on a GPU."""
+
+    layer: int
+    drift: DriftSum
+    noise: DriftSum
+    forced: DriftSum | None
+    own: DriftSum | None
+    flips: Flips
+    noise_flips: Flips
+    reference: ExpertUse
+    candidate: ExpertUse
+
+    def report(self) -> LayerReport:
+        """With all of them done."""
+        return LayerReport(
+            self.layer, self.drift.drift(), self.noise.drift(), None if self.forced is None else self.forced.drift(),
+            None if self.own is None else self.own.drift(), self.flips, self.noise_flips, self.reference,
+            self.candidate,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -197,17 +221,18 @@ class _Walk:
     ) -> tuple[Drift, tuple[LayerReport, ...], Drift, Drift, Drift | None, str | None]:
         """The report's fields from `embed` to `first_diverging`."""
         embed = drift(self._reference, self._candidate)
-        layers = []
+        found = []
         for n in range(self._a.settings.layers):
-            layers.append(self._layer(n))
+            found.append(self._layer(n))
             progress(n + 1, self._a.settings.layers)
+        layers = [x.report() for x in found]
         logits, noise, forced = self._logits(consume, _wanted(self._batch, rows))
         places = [("embed", embed, Drift(0.0, 0.0, 0)), *((f"layer.{x.layer}", x.drift, x.noise) for x in layers)]
         places.append(("head", logits, noise))
         first = next((name for name, found, floor in places if found.beyond(floor)), None)
         return embed, tuple(layers), logits, noise, forced, first
 
-    def _layer(self, n: int) -> LayerReport:
+    def _layer(self, n: int) -> _LayerFound:
         """Both sides through layer `n`."""
         before = self._reference
         (self._reference, taken), (self._noise, astray) = self._passes(
@@ -220,12 +245,12 @@ class _Walk:
         self._candidate, chosen = found[0]
         if self._forced is not None:
             self._forced = found[1][0]
-        return LayerReport(
+        return _LayerFound(
             n,
-            drift(self._reference, self._candidate),
-            drift(self._reference, self._noise),
-            None if self._forced is None else drift(self._reference, self._forced),
-            drift(self._reference, found[-1][0]) if self._own else None,
+            drift_sum(self._reference, self._candidate),
+            drift_sum(self._reference, self._noise),
+            None if self._forced is None else drift_sum(self._reference, self._forced),
+            drift_sum(self._reference, found[-1][0]) if self._own else None,
             flips(taken, chosen),
             flips(taken, astray),
             expert_use(taken),
@@ -239,7 +264,8 @@ class _Walk:
         """Hand out the logits of the `wanted` rows; how far the passes' are from the reference's."""
         a, b = self._feed.head(self._a), self._feed.head(self._b)
         away, noise, forced = DriftSum(), DriftSum(), DriftSum()
-        for some in _chunks(wanted, max(1, LOGITS_AT_ONCE // self._a.settings.vocab)):
+        at_once = GPU_LOGITS_AT_ONCE if self._feed.device.type == "cuda" else LOGITS_AT_ONCE
+        for some in _chunks(wanted, max(1, at_once // self._a.settings.vocab)):
             reference = self._unembed(self._a, a, self._reference, some)
             floor = self._unembed(self._a, a, self._noise, some, reverse=True)
             candidate = self._unembed(self._b, b, self._candidate, some)

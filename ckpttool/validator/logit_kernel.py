@@ -14,11 +14,14 @@ w^2 / 2, and what is added never cancels more than a bit: the result has 50 bits
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, Final
 
+import numpy as np
 import torch
 import triton.language as tl
+from numpy.typing import NDArray
 
 from ckpttool.codecs.gpu_lanes import constexpr_function, jit
 
@@ -57,9 +60,9 @@ def excess(w):
 
 @jit
 def figures(
-    a, b, ids, numbers, places, row_a, row_b, count, COLUMNS: tl.constexpr, LANES: tl.constexpr
+    a, b, ids, numbers, places, row_a, row_b, COLUMNS: tl.constexpr, LANES: tl.constexpr
 ):  # fmt: skip
-    """A row's figures: float64 in `numbers` [7, count], int64 in `places` [5, count], in the order of `measured`."""
+    """A row's figures: float64 in `numbers` [n, 7], int64 in `places` [n, 5], in the order of `measured`."""
     row = tl.program_id(0).to(tl.int64)
     a += row * row_a
     b += row * row_b
@@ -123,38 +126,38 @@ def figures(
     x, y = tl.where(finite(x), x, 0.0), tl.where(finite(y), y, 0.0)
     other = tl.load(a + top_b)
     other = tl.where(finite(other), other, 0.0)
-    tl.store(numbers + row, tl.sum(divergence))
-    tl.store(numbers + count + row, log_a - (x.to(tl.float64) - peak_a))
-    tl.store(numbers + 2 * count + row, log_b - (y.to(tl.float64) - peak_b))
-    tl.store(numbers + 3 * count + row, peak_a - other.to(tl.float64))
-    tl.store(numbers + 4 * count + row, tl.max(difference))
-    tl.store(numbers + 5 * count + row, tl.min(lowest).to(tl.float64))
-    tl.store(numbers + 6 * count + row, peak_a)
+    tl.store(numbers + 7 * row, tl.sum(divergence))
+    tl.store(numbers + 7 * row + 1, log_a - (x.to(tl.float64) - peak_a))
+    tl.store(numbers + 7 * row + 2, log_b - (y.to(tl.float64) - peak_b))
+    tl.store(numbers + 7 * row + 3, peak_a - other.to(tl.float64))
+    tl.store(numbers + 7 * row + 4, tl.max(difference))
+    tl.store(numbers + 7 * row + 5, tl.min(lowest).to(tl.float64))
+    tl.store(numbers + 7 * row + 6, peak_a)
     none: tl.constexpr = 0x7FFFFFFF
     first_a, first_b = tl.min(bad_a), tl.min(bad_b)
-    tl.store(places + row, top_a.to(tl.int64))
-    tl.store(places + count + row, top_b.to(tl.int64))
-    tl.store(places + 2 * count + row, tl.sum(before).to(tl.int64))
-    tl.store(places + 3 * count + row, tl.where(first_a == none, -1, first_a).to(tl.int64))
-    tl.store(places + 4 * count + row, tl.where(first_b == none, -1, first_b).to(tl.int64))
+    tl.store(places + 5 * row, top_a.to(tl.int64))
+    tl.store(places + 5 * row + 1, top_b.to(tl.int64))
+    tl.store(places + 5 * row + 2, tl.sum(before).to(tl.int64))
+    tl.store(places + 5 * row + 3, tl.where(first_a == none, -1, first_a).to(tl.int64))
+    tl.store(places + 5 * row + 4, tl.where(first_b == none, -1, first_b).to(tl.int64))
 
 
-def measured(reference: Tensor, candidate: Tensor, ids: Tensor) -> tuple[Any, ...]:
-    """The columns of `logits.Rows` for float32 logits [n, V] of both and the ids int64 [n] that follow, all checked.
+def measured(reference: Tensor, candidate: Tensor, ids: NDArray[np.int64]) -> tuple[Any, ...]:
+    """The columns of `logits.Rows` for float32 logits [n, V] of both and the ids [n] that follow, all checked.
 
     Tensors lie on one CUDA device, or on the CPU where Triton's interpreter runs.
     """
     count, columns = reference.shape
     where = reference.device
     rows = [x if x.stride(1) == 1 else x.contiguous() for x in (reference.float(), candidate.float())]
-    numbers = torch.empty((7, count), dtype=torch.float64, device=where)
-    places = torch.empty((5, count), dtype=torch.int64, device=where)
-    if count:
-        figures[(count,)](
-            *rows, ids.to(where), numbers, places, rows[0].stride(0), rows[1].stride(0), count, COLUMNS=columns,
-            LANES=LANES,
-            num_warps=WARPS,
-        )  # fmt: skip
-    kl, loss_a, loss_b, margin, difference, lowest, highest = numbers.cpu().numpy()
-    top_a, top_b, rank, bad_a, bad_b = places.cpu().numpy()
+    numbers = torch.empty((count, 7), dtype=torch.float64, device=where)
+    places = torch.empty((count, 5), dtype=torch.int64, device=where)
+    with torch.cuda.device(where) if where.type == "cuda" else contextlib.nullcontext():
+        if count:
+            figures[(count,)](
+                *rows, torch.from_numpy(ids).to(where), numbers, places, rows[0].stride(0), rows[1].stride(0),
+                COLUMNS=columns, LANES=LANES, num_warps=WARPS,
+            )  # fmt: skip
+    kl, loss_a, loss_b, margin, difference, lowest, highest = np.ascontiguousarray(numbers.cpu().numpy().T)
+    top_a, top_b, rank, bad_a, bad_b = np.ascontiguousarray(places.cpu().numpy().T)
     return kl, loss_a, loss_b, top_a, top_b, rank, margin, difference, lowest, highest, bad_a, bad_b

@@ -2,7 +2,7 @@
 
 A row is the logits of one place, over the whole vocabulary. It is measured in float64, and so that neither its
 neighbours nor its place in a chunk can move a bit of the result: on the CPU by numpy, whose sums over the last axis and
-functions of elements know no neighbours; on a GPU by torch, in blocks of a shape that only the vocabulary decides.
+functions of elements know no neighbours; on a GPU by a kernel that has a program for each row (`logit_kernel`).
 
 With p, q the probabilities of reference and candidate and w = log q - log p, the divergence of a row is summed as
 
@@ -24,10 +24,6 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-
-BLOCK_ELEMENTS: Final = 1 << 22
-"""Logits of a block on a GPU: 32 MiB in float64, of which some ten are alive at once."""
-BLOCK_ROWS: Final = 64
 
 CPU_ELEMENTS: Final = 1 << 16
 """Logits of a block on the CPU, whose arrays then stay in the caches."""
@@ -62,6 +58,7 @@ class Rows:
 
 
 FIELDS: Final = tuple(Rows.__dataclass_fields__)
+_NO_ROWS: Final = Rows(*[np.empty(0, np.int64)] * len(FIELDS))  # type: ignore[arg-type]
 
 
 def measure(reference: Any, candidate: Any, next_ids: Any) -> Rows:
@@ -75,94 +72,64 @@ def measure(reference: Any, candidate: Any, next_ids: Any) -> Rows:
     ids = np.asarray(next_ids.cpu() if hasattr(next_ids, "cpu") else next_ids, np.int64)
     if ids.shape != (reference.shape[0],) or (ids.size and not 0 <= ids.min() <= ids.max() < reference.shape[1]):
         raise ValueError(f"ids of {ids.shape} for logits of {tuple(reference.shape)}, or one beyond the vocabulary")
-    blocks = _cuda_blocks if getattr(reference, "is_cuda", False) else _cpu_blocks
-    found = [_block(xp, a, b, t) for xp, a, b, t in blocks(reference, candidate, ids)]
-    columns = [_joined([block[n] for block in found], len(ids)) for n in range(len(FIELDS))]
-    return Rows(*columns)
+    if getattr(reference, "is_cuda", False):
+        from ckpttool.validator.logit_kernel import measured
+
+        return Rows(*measured(reference, candidate, ids))
+    found = [_block(a, b, t) for a, b, t in _cpu_blocks(reference, candidate, ids)]
+    columns: list[Any] = [np.concatenate(column) for column in zip(*found, strict=True)]
+    return Rows(*columns) if columns else _NO_ROWS
 
 
-def _joined(pieces: list[Any], count: int) -> Any:
-    """The pieces of a column as one numpy array; the last block's padding falls off."""
-    if not pieces:
-        return np.empty(0)
-    if isinstance(pieces[0], np.ndarray):
-        return np.concatenate(pieces)
-    import torch
-
-    return torch.cat(pieces)[:count].cpu().numpy()
-
-
-def _cpu_blocks(reference: Any, candidate: Any, ids: Integers) -> Iterator[tuple[Any, Any, Any, Any]]:
+def _cpu_blocks(reference: Any, candidate: Any, ids: Integers) -> Iterator[tuple[Floats, Floats, Integers]]:
     """A few rows at a time, as numpy, which adds up each row of a C-ordered array by itself."""
     rows = [x if isinstance(x, np.ndarray) else x.detach().float().numpy() for x in (reference, candidate)]
     step = max(1, CPU_ELEMENTS // reference.shape[1])
     for start in range(0, len(ids), step):
         a, b = (x[start : start + step].astype(np.float64, order="C") for x in rows)
-        yield np, a, b, ids[start : start + step]
+        yield a, b, ids[start : start + step]
 
 
-def _cuda_blocks(reference: Any, candidate: Any, ids: Integers) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Blocks of always the same shape, the last filled up with zeros: a reduction's order depends on the shape."""
-    import torch
-
-    vocabulary = reference.shape[1]
-    rows = min(BLOCK_ROWS, max(1, BLOCK_ELEMENTS // vocabulary))
-    targets = torch.from_numpy(ids).to(reference.device)
-    for start in range(0, len(ids), rows):
-        a, b = (torch.zeros((rows, vocabulary), dtype=torch.float64, device=reference.device) for _ in range(2))
-        t = torch.zeros(rows, dtype=torch.int64, device=reference.device)
-        n = min(rows, len(ids) - start)
-        a[:n], b[:n], t[:n] = reference[start : start + n], candidate[start : start + n], targets[start : start + n]
-        yield torch, a, b, t
-
-
-def _block(xp: Any, a: Any, b: Any, ids: Any) -> tuple[Any, ...]:
-    """The figures of a block, in the order of `Rows`: a, b [R, V] in float64, `xp` numpy or torch, which owns them."""
-    bad_a, a = _first_bad(xp, a)
-    bad_b, b = _first_bad(xp, b)
-    each = xp.arange(a.shape[0]) if xp is np else xp.arange(a.shape[0], device=a.device)
-    top_a, top_b = xp.argmax(a, axis=-1), xp.argmax(b, axis=-1)
+def _block(a: Floats, b: Floats, ids: Integers) -> tuple[Any, ...]:
+    """The figures of a block, in the order of `Rows`, of a and b [R, V]."""
+    bad_a, a = _first_bad(a)
+    bad_b, b = _first_bad(b)
+    each = np.arange(len(a))
+    top_a, top_b = np.argmax(a, axis=-1), np.argmax(b, axis=-1)
     highest = a[each, top_a]
-    log_p, log_q = _log_softmax(xp, a), _log_softmax(xp, b)
+    log_p, log_q = _log_softmax(a), _log_softmax(b)
     return (
-        _divergence(xp, log_p, log_q), -log_p[each, ids], -log_q[each, ids], top_a, top_b,
-        _rank(xp, b, top_a, each), highest - a[each, top_b],
-        xp.amax(xp.abs(a - b), axis=-1), xp.amin(a, axis=-1), highest, bad_a, bad_b,
+        _divergence(log_p, log_q), -log_p[each, ids], -log_q[each, ids], top_a, top_b,
+        _rank(b, top_a, each), highest - a[each, top_b],
+        np.amax(np.abs(a - b), axis=-1), np.amin(a, axis=-1), highest, bad_a, bad_b,
     )  # fmt: skip
 
 
-def _first_bad(xp: Any, x: Any) -> tuple[Any, Any]:
+def _first_bad(x: Floats) -> tuple[Integers, Floats]:
     """The first entry of each row that is not finite, or -1; and the rows with zeros there, so that all can go on."""
-    bad = ~xp.isfinite(x)
+    bad = ~np.isfinite(x)
     if not bad.any():
-        none = xp.zeros_like(x[:, 0]) - 1
-        return _integers(none), x
-    first = xp.argmax(_integers(bad), axis=-1)
-    return xp.where(xp.any(bad, axis=-1), first, -1), xp.where(bad, 0.0, x)
+        return np.full(len(x), -1), x
+    return np.where(bad.any(axis=-1), bad.argmax(axis=-1), -1), np.where(bad, 0.0, x)
 
 
-def _integers(x: Any) -> Any:
-    return x.astype(np.int64) if isinstance(x, np.ndarray) else x.long()
+def _log_softmax(x: Floats) -> Any:
+    shifted = x - np.amax(x, axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 
 
-def _log_softmax(xp: Any, x: Any) -> Any:
-    shifted = x - xp.amax(x, axis=-1, keepdims=True)
-    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
-
-
-def _divergence(xp: Any, log_p: Any, log_q: Any) -> Any:
+def _divergence(log_p: Floats, log_q: Floats) -> Any:
     """KL(p || q) of each row; e^w would overflow where q is far above p, so there the term is written q - p - p w."""
     w = log_q - log_p
-    p = xp.exp(log_p)
-    near = xp.abs(w) <= 1
-    clipped = xp.where(near, w, 0.0)
-    terms = xp.where(near, p * (xp.expm1(clipped) - clipped), xp.exp(log_q) - p - p * w)
-    return xp.sum(terms, axis=-1)
+    p = np.exp(log_p)
+    near = np.abs(w) <= 1
+    clipped = np.where(near, w, 0.0)
+    terms = np.where(near, p * (np.expm1(clipped) - clipped), np.exp(log_q) - p - p * w)
+    return np.sum(terms, axis=-1)
 
 
-def _rank(xp: Any, b: Any, token: Any, each: Any) -> Any:
+def _rank(b: Floats, token: Integers, each: Integers) -> Any:
     """How many tokens come before `token` in each row of b; of equals the lower id comes first."""
     own = b[each, token][:, None]
-    ids = xp.arange(b.shape[1]) if xp is np else xp.arange(b.shape[1], device=b.device)
-    before = (b > own) | ((b == own) & (ids < token[:, None]))
-    return xp.sum(before, axis=-1)
+    before = (b > own) | ((b == own) & (np.arange(b.shape[1]) < token[:, None]))
+    return np.sum(before, axis=-1)

@@ -102,7 +102,8 @@ def exact_products(device: torch.device) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     matmul.allow_bf16_reduced_precision_reduction = False
     try:
-        with torch.inference_mode():
+        # Triton launches on the current device, wherever tensors are.
+        with torch.inference_mode(), torch.cuda.device(device if device.type == "cuda" else -1):
             yield
     finally:
         torch.set_float32_matmul_precision(before[0])

@@ -3,7 +3,11 @@
 Bytes stay as they are stored: MXFP4 packed, BF16 as is; an expert is decoded when it is used (`stored`). So what a walk
 through one or several checkpoints holds of their weights is two buffers of the largest thing that it takes (a layer, or
 the head; gpt-oss-20b: 1.7 GB in BF16, 0.45 GB in MXFP4), and one expert decoded. On a CUDA device the buffers lie
-there, and what this machine holds is a staging buffer for each reader.
+there, two for each checkpoint (20b against its MXFP4: 3.3 and 2.3 GB), and what this machine holds is two staging
+buffers for each reader.
+
+The link's speed takes reads that never stop: a thread reads a piece while its last one is copied, and does nothing in
+Python for a piece but to ask for it.
 
 Where a checkpoint is remote, the same reads are requests for ranges.
 """
@@ -13,10 +17,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import torch
 
@@ -28,6 +32,7 @@ from ckpttool.errors import InputError
 from ckpttool.tensors import StoredTensor
 from ckpttool.validator.model import Head, Layer
 from ckpttool.validator.settings import settings_of
+from ckpttool.validator.staging import Staging
 from ckpttool.validator.stored import StoredPart, piece_of
 
 Tensor = torch.Tensor
@@ -158,30 +163,38 @@ class _Placed:
 
 
 class Feed:
-    """Layers and heads of some sources on a device, in an order known before: while one computes, the next is read.
+    """Layers and heads of some sources on a device, in an order known before: while one computes, the next are read.
 
-    What `take` returned is gone with the next but one: its buffer is filled again. Used as a context; leaving it waits
-    for the reads that are under way.
+    What `take` returned is gone with the next, but for the last two. On a GPU nothing waits for it: reads run ahead as
+    far as buffers go, of which each source has two there, and copies wait for the work that still needs what they
+    overwrite, as work waits for copies, in the GPU's own queues. Used as a context; leaving it waits for the reads that
+    are under way.
     """
 
     def __init__(
         self, order: Sequence[tuple[ModelSource, Take]], device: torch.device, *, staged: bool | None = None
     ) -> None:
-        """`staged`: bytes go through a buffer of each reader, which a GPU needs."""
+        """`staged`: bytes go through buffers of each reader, which a GPU needs."""
         self._order = tuple(order)
         self.device = device
         self._cuda = device.type == "cuda"
         self._staged = self._cuda if staged is None else staged
         self._placed = [_Placed.of(source.stored(take)) for source, take in order]
-        nbytes = max(p.nbytes for p in self._placed)
-        count = min(2, len(self._placed))
-        self._buffers = [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(count)]
+        self._slots = _slots([source if self._staged else None for source, _ in order])
+        sizes: dict[int, int] = {}
+        for slot, placed in zip(self._slots, self._placed, strict=True):
+            sizes[slot] = max(sizes.get(slot, 0), placed.nbytes)
+        if not self._staged:
+            sizes = dict.fromkeys(sizes, max(sizes.values()))
+        self._buffers = [torch.empty(sizes[n], dtype=torch.uint8, device=device) for n in range(len(sizes))]
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="weights")
         self._local = threading.local()
+        self._made: list[Staging] = []
+        self._closed = False
         self._next = 0
-        self._reads: list[Future[None]] = []
+        self._reads: list[list[Future[Any]]] = []
         self.nbytes = sum(t.nbytes for p in self._placed for t, _ in p.rows)
-        self._begin(0)
+        self._begin()
 
     def __enter__(self) -> Self:
         return self
@@ -189,7 +202,10 @@ class Feed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True
         self._readers.shutdown(wait=True, cancel_futures=True)
+        for staging in self._made:
+            staging.mark().synchronize()
 
     def layer(self, source: ModelSource, index: int) -> Layer:
         """Layer `index` of `source`, which must be what the order says is next. Errors of reading are raised here."""
@@ -203,44 +219,73 @@ class Feed:
         if self._order[self._next] != (source, take):
             raise ValueError(f"{take} is not what comes next")
         at = self._next
-        wait(self._reads)
-        for read in self._reads:
-            read.result()
-        if self._cuda:
-            # What was enqueued on the buffer before this one still reads it.
-            torch.cuda.current_stream(self.device).synchronize()
         self._next += 1
-        if self._next < len(self._order):
-            self._begin(self._next)
-        buffer = self._buffers[at % 2]
+        self._begin()
+        for read in self._reads[at]:
+            sent = read.result()
+            if self._cuda:
+                torch.cuda.current_stream(self.device).wait_event(sent)
+        self._reads[at] = []
+        buffer = self._buffers[self._slots[at]]
         views = {t.name: buffer[place : place + t.nbytes] for t, place in self._placed[at].rows}
         return {field: source.part(name, views) for field, name in source.parts(take).items()}
 
-    def _begin(self, at: int) -> None:
-        """Have all of one thing read into its buffer."""
-        source, buffer = self._order[at][0], self._buffers[at % 2]
-        self._reads = [
-            self._readers.submit(
-                self._read,
-                source.files[t.file],
-                t.offset + begin,
-                buffer[place + begin : place + min(begin + PIECE_NBYTES, t.nbytes)],
+    def _begin(self) -> None:
+        """Have all that follows read, as far as there are buffers that nothing to come needs as they are."""
+        free = torch.cuda.current_stream(self.device).record_event() if self._cuda else None
+        while len(self._reads) < len(self._order):
+            at = len(self._reads)
+            before = [n for n in range(at) if self._slots[n] == self._slots[at]]
+            # What was taken last but one is done with, or enqueued.
+            if before and before[-1] >= self._next - 1:
+                return
+            buffer, files = self._buffers[self._slots[at]], self._order[at][0].files
+            pieces = iter(
+                [
+                    (files[t.file], t.offset + begin, buffer[place + begin :][: min(PIECE_NBYTES, t.nbytes - begin)])
+                    for t, place in self._placed[at].rows
+                    for begin in range(0, t.nbytes, PIECE_NBYTES)
+                ]
             )
-            for t, place in self._placed[at].rows
-            for begin in range(0, t.nbytes, PIECE_NBYTES)
-        ]
+            self._reads.append([self._readers.submit(self._read, pieces, free) for _ in range(READERS)])
 
-    def _read(self, file: LocalFile | RemoteFile, offset: int, room: Tensor) -> None:
-        if not self._staged:
-            file.readinto(offset, room.numpy().data)
-            return
-        if not hasattr(self._local, "room"):
-            self._local.room = torch.empty(PIECE_NBYTES, dtype=torch.uint8, pin_memory=self._cuda)
-            self._local.stream = torch.cuda.Stream(self.device) if self._cuda else None  # type: ignore[no-untyped-call]
-        staging: Tensor = self._local.room[: len(room)]
-        file.readinto(offset, staging.numpy().data)
+    def _read(self, pieces: Iterator[tuple[LocalFile | RemoteFile, int, Tensor]], free: Any) -> Any:
+        """Read pieces until there are none, which several threads take from. Returns an event behind their copies.
+
+        Copies wait for `free`, behind the last work on what they overwrite.
+        """
         # A mode is a thread's own, and outside of it nothing writes to what was made inside.
-        with torch.inference_mode(), torch.cuda.stream(self._local.stream):
-            room.copy_(staging, non_blocking=True)
-        if self._cuda:
-            self._local.stream.synchronize()
+        with torch.inference_mode():
+            if not self._staged:
+                for file, offset, room in pieces:
+                    if self._closed:
+                        break
+                    file.readinto(offset, room.numpy().data)
+                return None
+            staging = self._staging()
+            if free is not None:
+                staging.stream.wait_event(free)
+            for file, offset, room in pieces:
+                if self._closed:
+                    break
+                staging.send(file, offset, room)
+            return staging.mark()
+
+    def _staging(self) -> Staging:
+        """This thread's."""
+        if not hasattr(self._local, "staging"):
+            self._local.staging = Staging(self.device, PIECE_NBYTES)
+            self._made.append(self._local.staging)
+        staging: Staging = self._local.staging
+        return staging
+
+
+def _slots(sources: Sequence[object]) -> list[int]:
+    """For each take the number of its buffer: those of one source have two of them in turns."""
+    taken: dict[object, int] = {}
+    numbers: dict[tuple[object, int], int] = {}
+    out = []
+    for source in sources:
+        turn = taken[source] = taken.get(source, 0) + 1
+        out.append(numbers.setdefault((source, turn % 2), len(numbers)))
+    return out
