@@ -211,6 +211,48 @@ def test_a_rule_that_nobody_knows_has_a_budget(tmp_path: Path, sources: Mapping[
     assert {f.part for f in judge(sources["BF16"], made, min_sqnr=25.0).failures} == set(PARTS)
 
 
+def test_what_no_rule_makes_is_damage_even_of_a_rule_that_nobody_knows(
+    tmp_path: Path, sources: Mapping[str, Path]
+) -> None:
+    """Two rows of an expert that have changed places hardly move its SQNR; zeros would be nearer to either."""
+
+    def change(t: Tensors) -> None:
+        for n in range(2):
+            for name, x in zip(("gate_up_proj", "down_proj"), fused(values, n), strict=True):
+                w = clipped(x)
+                if (n, name) == (1, "down_proj"):
+                    for a in w:
+                        a[2, [30, 200]] = a[2, [200, 30]]
+                t[f"model.layers.{n}.mlp.experts.{name}_blocks"] = Tensor("U8", w.blocks)
+                t[f"model.layers.{n}.mlp.experts.{name}_scales"] = Tensor("U8", w.scales)
+
+    values = {part: bf16_values(x) for part, x in drawn().items()}
+    found = judge(sources["BF16"], write_made(tmp_path / "x", values, RECIPES["best"], change), min_sqnr=8.0)
+    ((part, what),) = told(found).items()
+    assert part == "layer.1.down"
+    assert what.startswith(
+        "20 of 10,240 blocks are not what any rule makes of the reference, the first at expert 2, row 30, block 0: "
+    )
+
+
+def test_what_is_spread_over_all_is_said_to_be_a_rule_or_a_fault(tmp_path: Path, sources: Mapping[str, Path]) -> None:
+    """One block in 127 by another rule, in every part: it fails, and the note says what else it could be."""
+
+    def change(t: Tensors) -> None:
+        for name in (name for name in t if name.endswith("_proj_scales")):
+            array = t[name].array.copy()
+            array.reshape(-1)[::127] += 1
+            t[name] = Tensor("U8", array)
+
+    values = {part: bf16_values(x) for part, x in drawn().items()}
+    found = judge(sources["BF16"], write_made(tmp_path / "x", values, RECIPES["ocp"], change))
+    assert set(told(found)) == set(PARTS)
+    assert found.notes == (
+        "6 of 6 lossy parts are nearly what recipe ocp makes of BF16, and not wholly: a rule that is not known here "
+        "would look like that, and a fault in all too",
+    )
+
+
 def test_a_receipt_is_believed_as_far_as_the_blocks_bear_it_out(tmp_path: Path, sources: Mapping[str, Path]) -> None:
     values = {part: bf16_values(x) for part, x in drawn().items()}
     made = write_made(tmp_path / "x", values, RECIPES["even"])

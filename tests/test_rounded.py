@@ -38,8 +38,8 @@ def save(path: Path, arrays: Arrays) -> Path:
     return path
 
 
-def held(tmp_path: Path, a: Arrays, b: Arrays) -> ValuesFound:
-    return judge(save(tmp_path / "a.safetensors", a), save(tmp_path / "b.safetensors", b))
+def held(tmp_path: Path, a: Arrays, b: Arrays, **how: Any) -> ValuesFound:
+    return judge(save(tmp_path / "a.safetensors", a), save(tmp_path / "b.safetensors", b), **how)
 
 
 def truncated(x: NDArray[np.float32]) -> NDArray[Any]:
@@ -100,6 +100,59 @@ def test_what_need_not_be_rounded_has_to_stay(tmp_path: Path) -> None:
     assert told(found)["exact"].startswith(
         "2 of 3,840 values are not the reference's, which BF16 could hold, the first at row 3, column 7: "
     )
+
+
+@pytest.mark.parametrize("to", ["BF16", "F16"])
+def test_what_is_not_beside_the_nearest_is_no_rounding(tmp_path: Path, to: str) -> None:
+    """Whichever way a number was rounded, it is one of the two that enclose it; a sign or a place further is damage."""
+    x = weights()
+    x["small"] = np.linspace(-3e-6, 3e-6, 2000, dtype=np.float32)  # where F16 has 24 bits behind the point and no more
+    dtype = ml_dtypes.bfloat16 if to == "BF16" else np.float16
+    y = {}
+    for name, a in x.items():
+        near = a.astype(dtype)
+        up = np.nextafter(near, np.asarray(np.inf, dtype))
+        y[name] = np.where(near.astype(np.float32) < a, up, near)  # towards infinity
+    assert held(tmp_path, x, y, min_sqnr=30.0).failures == ()
+    assert set(proofs(held(tmp_path, x, y, min_sqnr=30.0)).values()) == {"budget"}
+    bits = y["w2"].view(np.uint16)
+    bits[17, 5] ^= 0x8000
+    bits[18, 6] += 2
+    found = held(tmp_path, x, y, min_sqnr=30.0)
+    assert list(told(found)) == ["w2"]
+    assert told(found)["w2"].startswith(
+        "2 of 3,840 values are not what any rule makes of the reference, the first at row 17, column 5: "
+    )
+
+
+def test_a_part_stored_in_several_formats(tmp_path: Path) -> None:
+    """Each expert is judged by the format that it is stored in."""
+    model = builders.Model(builders.Sizes(layers=1, experts=4))
+    rng = np.random.default_rng(5)
+    wide: Arrays = {}
+
+    def reference(t: builders.Tensors) -> None:
+        for name in (n for n in t if ".experts." in n and n.endswith(".weight")):
+            wide[name] = rng.normal(0, 0.02, t[name].array.shape).astype(np.float32)
+            t[name] = builders.Tensor("F32", wide[name])
+
+    def candidate(t: builders.Tensors) -> None:
+        for name, a in wide.items():
+            expert = int(name.split(".")[-2])
+            kinds = (("F32", a), ("F16", a.astype(np.float16)), ("BF16", builders.bf16(a)), ("F32", a))
+            t[name] = builders.Tensor(*kinds[expert])
+
+    a = builders.write(model, tmp_path / "a", "unsloth", change=reference)
+    b = builders.write(model, tmp_path / "b", "unsloth", change=candidate)
+    found = judge(a, b)
+    parts = {p.compared.part: p for p in found.parts}
+    assert found.failures == ()
+    assert found.notes == ()
+    for name in ("gate", "up", "down"):
+        part = parts[f"layer.0.{name}"]
+        assert part.compared.format_b == "F32+F16+BF16"
+        assert (part.claim, part.proof) == ("lossy", "rounding")
+    assert {p.proof for p in judge(b, b).parts} == {p.claim for p in judge(b, b).parts} == {"bytes"}
 
 
 def test_too_large_for_the_format(tmp_path: Path) -> None:

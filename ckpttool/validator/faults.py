@@ -17,7 +17,8 @@ from ckpttool.validator.trials import ALIKE, MOST
 def faults_by_part(proofs: Proofs) -> dict[str, str]:
     """The parts that are not what they were to be, and in which way.
 
-    Where it is not sure how a lossy part was made, it has to keep what its format could have held, and no more.
+    Where it is not sure how a lossy part was made, it has to keep what its format could have held, and the rest has to
+    be what some rule makes.
     """
     known: dict[str, dict[int, Sums]] = {}
     for experts in proofs.wrong.values():
@@ -46,21 +47,22 @@ def _shared(found: Mapping[int, Wrong]) -> list[str]:
 def _fault(found: Mapping[int, Wrong], made: Made | None, target: str) -> str | None:
     """What is wrong with one part; None where that is within what may be lost."""
     one = next(iter(found.values()))
-    units, needless = (sum(getattr(w, field) for w in found.values()) for field in ("units", "needless"))
+    doubtful = made is not None and not made.surely
+    spots = [s for w in found.values() if (s := w.sure_spot if doubtful else w.spot)]
+    if not spots:
+        return None
+    units, needless, gross = (sum(getattr(w, f) for w in found.values()) for f in ("units", "needless", "gross"))
+    units = needless + gross if doubtful else units
     wrong = "not the reference's"
-    if made is not None:
-        if not made.surely:
-            units = needless
-        if not units:
-            return None
-        held = units == needless
-        wrong = f"{wrong}, which {target} could hold" if held else f"not what {made.maker.name} makes of the reference"
+    if made is not None and units == needless:
+        wrong = f"{wrong}, which {target} could hold"
+    elif made is not None:
+        wrong = f"not what {'any rule' if doubtful else made.maker.name} makes of the reference"
     total = one.group.shape.row_count * one.group.shape.row_length // one.format.block
     noun = "byte" if one.format == OPAQUE.format else "block" if one.format.block > 1 else "value"
     counted = f"{so_many(units, total, noun)} {wrong}"
-    spots = (w.needless_spot if made is not None and not made.surely else w.spot for w in found.values())
-    first = min(s for s in spots if s)
-    many = f", in {len(found)} experts" if len(found) > 1 else ""
+    first = min(spots)
+    many = f", in {len(spots)} experts" if len(spots) > 1 else ""
     begin = "the first at" if units > 1 else "at"
     return f"{counted}{many}, {begin} {_place(first, one)}: {first.what}"
 

@@ -42,16 +42,17 @@ class Wrong:
     """What is wrong with one expert of a part (with number 0, where it has none).
 
     Units are blocks of the candidate's `format`, or numbers; `spot` is the first that is wrong. `needless` ones were
-    lost though the format holds their values. `sums` are of all rows in which something is wrong (None: some cannot be
-    made), and `causes` hold for all that is.
+    lost though the format holds their values, and `gross` ones are what no rule makes; `sure_spot` is the first of
+    both. `sums` are of all rows in which something is wrong (None: some cannot be made), and `causes` hold for all.
     """
 
     group: Group
     format: BlockFormat
     units: int
     needless: int
+    gross: int
     spot: Spot
-    needless_spot: Spot | None
+    sure_spot: Spot | None
     sums: Sums | None
     causes: frozenset[str]
 
@@ -64,10 +65,11 @@ class Wrong:
         """Take in what another piece of the same expert found."""
         self.units += other.units
         self.needless += other.needless
+        self.gross += other.gross
         self.sums = self.sums + other.sums if self.sums and other.sums else None
         self.causes &= other.causes
         self.spot = min(self.spot, other.spot)
-        self.needless_spot = min((s for s in (self.needless_spot, other.needless_spot) if s), default=None)
+        self.sure_spot = min((s for s in (self.sure_spot, other.sure_spot) if s), default=None)
 
 
 Faults = dict[str, dict[int, Wrong]]
@@ -130,14 +132,16 @@ def _by_expert(group: Group, x: Operand, y: Operand, first_row: int, missed: Mis
     experts = (first_row + missed.rows) // group.expert_rows
     for expert in np.unique(experts):
         at = np.flatnonzero(experts == expert)
-        rows, units, needless = missed.rows[at], missed.units[at], missed.needless[at]
+        rows = missed.rows[at]
+        units, needless, gross = (flags[at] for flags in missed.flags)
         reference, held = rows_of(x, rows), rows_of(y, rows)
         made = rows_of(missed.made, at) if missed.made else None
         spot = _spot(reference, held, made, first_row + rows, units)
         assert spot is not None
         out[int(expert)] = Wrong(
-            group, y.codec.format, int(np.count_nonzero(units)), int(np.count_nonzero(needless)),
-            spot, _spot(reference, held, made, first_row + rows, needless),
+            group, y.codec.format,
+            int(np.count_nonzero(units)), int(np.count_nonzero(needless)), int(np.count_nonzero(gross)),
+            spot, _spot(reference, held, made, first_row + rows, needless | gross),
             sums(made, held, first_row + rows, group.expert_rows) if made else None,
             causes(made, held) if made else frozenset(),
         )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckpttool.codecs.formats import MXFP4, Q8_0
-from ckpttool.codecs.measure import differing
+from ckpttool.codecs.measure import differing, measure
 from ckpttool.codecs.packing import UNPACK
 from ckpttool.codecs.reference import BadBlock
 from ckpttool.codecs.transcode import Operand
@@ -25,20 +25,21 @@ Flags = NDArray[np.bool_]
 class Misses:
     """Where the candidate is not what was made of the reference.
 
-    `rows` are their numbers, `units` bool [len(rows), G] which of their units are others, and `needless` those of these
-    whose values the candidate's format could have held. `made` is what was made of these rows; None where some cannot
-    be made.
+    `rows` are their numbers, `units` bool [len(rows), G] which of their units are others, `needless` those of these
+    whose values the candidate's format could have held, and `gross` those that no rule whatever makes (`_gross`).
+    `made` is what was made of these rows; None where some cannot be made.
     """
 
     rows: NDArray[np.intp]
     units: Flags
     needless: Flags
+    gross: Flags
     made: Operand | None
 
     @property
-    def count(self) -> int:
-        """How many units."""
-        return int(np.count_nonzero(self.units))
+    def flags(self) -> tuple[Flags, Flags, Flags]:
+        """`units`, `needless` and `gross`."""
+        return self.units, self.needless, self.gross
 
 
 def misses(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | None:
@@ -70,8 +71,8 @@ def _halved(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | 
         if not some:
             return None
         rows = np.concatenate([start + of.rows for start, of in some])
-        units, needless = (np.concatenate([getattr(of, f) for _, of in some]) for f in ("units", "needless"))
-        return Misses(rows, units, needless, None)
+        units, needless, gross = (np.concatenate(flags) for flags in zip(*(of.flags for _, of in some), strict=True))
+        return Misses(rows, units, needless, gross, None)
     step = max(x.codec.format.block, y.codec.format.block)
     whole = unit_count(x) * x.codec.format.block // step
     if whole == 1:
@@ -82,27 +83,54 @@ def _halved(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | 
     if sides == [None, None]:
         return None
     none = [np.zeros((1, (stop - start) // y.codec.format.block), np.bool_) for start, stop in parts]
-    units = np.concatenate([of.units if of else n for of, n in zip(sides, none, strict=True)], 1)
-    needless = np.concatenate([of.needless if of else n for of, n in zip(sides, none, strict=True)], 1)
-    return Misses(np.zeros(1, np.intp), units, needless, None)
+    each = [of.flags if of else (n, n, n) for of, n in zip(sides, none, strict=True)]
+    units, needless, gross = (np.concatenate(flags, 1) for flags in zip(*each, strict=True))
+    return Misses(np.zeros(1, np.intp), units, needless, gross, None)
 
 
 def _judged(
     x: Operand, y: Operand, made: Operand | None, rows: NDArray[np.intp], units: Flags, literal: bool
 ) -> Misses | None:
-    """Of rows with other bits: those units that count, and those that need not have lost anything."""
-    if not decodable(x.codec):
-        return Misses(rows, units, units, made)
-    wanted = numbers(x)
-    if not literal:
-        units = units & _differ(wanted, numbers(y), units.shape[1])
-        kept = units.any(-1)
-        if not kept.any():
-            return None
-        rows, units, wanted = rows[kept], units[kept], wanted[kept]
-        made = rows_of(made, np.flatnonzero(kept)) if made else None
-    needless = units & ~_differ(wanted, numbers(made), units.shape[1]) if made else np.zeros_like(units)
-    return Misses(rows, units, needless, made)
+    """Of rows with other bits: those units that count, and of these the ones that nothing excuses."""
+    none = np.zeros_like(units)
+    if literal:
+        return Misses(rows, units, units, none, made)
+    wanted, held = numbers(x), numbers(y)
+    units = units & _differ(wanted, held, units.shape[1])
+    kept = units.any(-1)
+    if not kept.any():
+        return None
+    rows, units, wanted, held, none = rows[kept], units[kept], wanted[kept], held[kept], none[kept]
+    if made is None:
+        return Misses(rows, units, none, none, None)
+    made = rows_of(made, np.flatnonzero(kept))
+    nearest = numbers(made)
+    needless = units & ~_differ(wanted, nearest, units.shape[1])
+    return Misses(
+        rows, units, needless, units & ~needless & _gross(wanted, rows_of(y, np.flatnonzero(kept)), made), made
+    )
+
+
+def _gross(wanted: Numbers, y: Operand, made: Operand) -> Flags:
+    """What no rule makes of `wanted`, whichever it is, as flags that broadcast to the units of `y`.
+
+    A plain number is one of the two that enclose what is wanted. A row of blocks is nearer to it than zeros are, where
+    a rule that is known makes it so.
+    """
+    held, nearest = numbers(y), numbers(made)
+    if y.codec.is_plain:
+        beside = np.abs(_ranks(y) - _ranks(made)) <= 1
+        across = (held > wanted) != (nearest > wanted)
+        return np.asarray(~(beside & across))
+    theirs, ours = (measure(wanted.view(np.uint32), x.view(np.uint32), "F32") for x in (held, nearest))
+    return np.asarray((theirs.noise >= theirs.signal) & (ours.noise < ours.signal))[:, None]
+
+
+def _ranks(rows: Operand) -> NDArray[np.int64]:
+    """Plain numbers counted from 0 on, up and down: neighbours are one apart."""
+    bits = rows.elements[:, 0].astype(np.int64)
+    sign = 1 << (8 * rows.codec.block_nbytes[0] - 1)
+    return np.where(bits & sign, sign - bits, bits)
 
 
 def unlike(made: Operand, y: Operand) -> Flags:
