@@ -7,29 +7,51 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
+
+RESUMES: Final = "convert"
+"""The command that goes on where it was stopped; others begin anew."""
+
+SOON: Final = 0.02
+"""Seconds after which a signal whose exception was lost is raised again."""
 
 
 class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+RAISED: Final = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+"""What signals raise."""
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
+
+
+def _rescue(found: sys.UnraisableHookArgs) -> None:
+    """Raise a signal again a moment later where its exception was raised in a finalizer or another callback, which it
+    cannot leave: Python only tells of it, and would go on."""
+    number = next((n for kind, n in RAISED.items() if issubclass(found.exc_type, kind)), None)
+    if number is None or not hasattr(signal, "setitimer"):
+        sys.__unraisablehook__(found)
+        return
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    signal.setitimer(signal.ITIMER_REAL, SOON)
 
 
 def run(command: click.Group) -> NoReturn:
     """Run `command` with this process' arguments; every way out has its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _rescue
     if sys.stdout is None:  # closed by the caller
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
     argv = sys.argv[1:]
     try:
         code = _ran(command, argv)
     except BaseException as e:
-        code = _reported(e, as_json="--json" in argv, debug="--debug" in argv)
+        code = _reported(e, as_json="--json" in argv, debug="--debug" in argv, goes_on=argv[:1] == [RESUMES])
     _settle()
     sys.exit(code)
 
@@ -46,7 +68,7 @@ def _ran(command: click.Group, argv: list[str]) -> int:
     return int(code)
 
 
-def _reported(error: BaseException, *, as_json: bool, debug: bool) -> int:
+def _reported(error: BaseException, *, as_json: bool, debug: bool, goes_on: bool) -> int:
     from ckpttool import render
     from ckpttool.errors import CkptError
 
@@ -56,7 +78,7 @@ def _reported(error: BaseException, *, as_json: bool, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt | click.Abort | Terminated):
         code = 143 if isinstance(error, Terminated) else 130
-        render.show_interrupted(code, as_json)
+        render.show_interrupted(code, as_json, goes_on=goes_on)
         return code
     known = _known(error)
     render.show_error(known, as_json)

@@ -31,7 +31,7 @@ class Result(NamedTuple):
 def run(*argv: str | Path) -> Result:
     """Run `ckpttool ARGV`."""
     out, err = io.StringIO(), io.StringIO()
-    before = signal.getsignal(signal.SIGTERM)
+    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
     try:
         with (
             mock.patch.object(sys, "argv", ["ckpttool", *map(str, argv)]),
@@ -44,4 +44,5 @@ def run(*argv: str | Path) -> Result:
         return Result(e.code, out.getvalue(), err.getvalue())
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
     raise AssertionError("the command did not exit")

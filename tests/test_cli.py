@@ -361,6 +361,31 @@ def test_signals_stop_and_the_same_command_goes_on(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_in_a_finalizer_is_not_lost(number: str, code: int, tmp_path: Path) -> None:
+    """Python swallows what is raised there. Only what goes on where it stopped says so."""
+    program = f"""
+import signal, time
+from ckpttool import inspector
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.{number})
+        time.sleep(0)
+def inspector_of(*_, **__):
+    Finalized()
+    time.sleep(60)
+inspector.Inspector = inspector_of
+from ckpttool.cli import main
+main()
+"""
+    command = [sys.executable, "-c", program, "inspect", str(tmp_path)]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (code, "", "interrupted")
+
+
 def test_two_conversions_to_one_target(hf: Path, tmp_path: Path) -> None:
     argv = ["convert", str(hf), str(tmp_path / "out"), "--to", "bf16", "--workers", "1"]
     process = subprocess.Popen(

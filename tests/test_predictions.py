@@ -107,7 +107,7 @@ def test_of_prompts_the_answers_count(both: Inputs, hf: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("how", "what"),
     [({"effort": "low"}, "says nothing without --prompts"), ({"effort": "most", "prompts": "x"}, "low, medium, high"),
-     ({"tokens": 1}, "leave nothing to predict")],
+     ({"tokens": 1}, "leaves nothing to predict")],
 )  # fmt: skip
 def test_inputs_that_cannot_be(parent: Checkpoint, hf: Checkpoint, how: dict[str, object], what: str) -> None:
     with pytest.raises(UsageError, match=what):

@@ -155,7 +155,7 @@ USAGE: list[tuple[tuple[str, ...], str]] = [
     (("--via", "mxfp5"), "--via mxfp5: unknown"),
     (("--via", "mxfp4", "--then", "fp8"), "--then fp8: unknown"),
     (("B", "--level", "bytes"), "--level bytes: unknown"),
-    (("B", "--tokens", "1"), "1 tokens leave nothing to predict"),
+    (("B", "--tokens", "1"), "1 token leaves nothing to predict"),
     (("B", "--tokens", "many"), "not a valid integer"),
     (("B", "--max-kl", "nan"), "--max-kl nan is no limit"),
     (("B", "--device", "tpu"), "--device tpu: unknown"),

@@ -183,7 +183,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"min_top1": 1.5}, "--min-top1 1.5 is no limit; give a share from 0 to 1"),
     ({"max_ppl_ratio": float("inf")}, "--max-ppl-ratio inf is no limit"),
     ({"min_sqnr": float("inf")}, "--min-sqnr inf is no limit"),
-    ({"tokens": 1}, "1 tokens leave nothing to predict"),
+    ({"tokens": 1}, "1 token leaves nothing to predict"),
     ({"reasoning_effort": "low"}, "--reasoning-effort says nothing without --prompts"),
     ({"device": "tpu"}, "--device tpu: unknown"),
     ({"device": "cuda:0,cuda:1"}, "--device cuda:0,cuda:1: one device computes"),

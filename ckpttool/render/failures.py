@@ -47,9 +47,9 @@ def _as_bug(error: BaseException) -> str:
     return f"{said}; this is a bug: please report it with the output of --debug"
 
 
-def show_interrupted(code: int, as_json: bool) -> None:
-    """Say that nothing is lost."""
-    text = "interrupted; the same command goes on where this one stopped"
+def show_interrupted(code: int, as_json: bool, *, goes_on: bool) -> None:
+    """Say that it was stopped, and where it is so (`goes_on`) that nothing is lost."""
+    text = "interrupted; the same command goes on where this one stopped" if goes_on else "interrupted"
     if as_json:
         row = {"kind": "interrupted", "message": text, "file": None, "field": None, "offset": None, "hint": None}
         with contextlib.suppress(OSError, LocalIOError):

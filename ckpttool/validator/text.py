@@ -135,12 +135,13 @@ def sequences(ids: Sequence[int], *, length: int, tokens: int | None = None) -> 
     Raises:
         UsageError: lengths that leave nothing to predict.
     """
-    if length < SHORTEST or (tokens is not None and tokens < SHORTEST):
-        what = f"{min(length, tokens or length)} tokens leave nothing to predict"
+    shortest = length if tokens is None else min(length, tokens)
+    if shortest < SHORTEST:
+        what = f"{shortest} {'token leaves' if shortest == 1 else 'tokens leave'} nothing to predict"
         raise UsageError(what, hint=f"ask for {SHORTEST} or more; some thousands make a verdict worth having")
     if len(ids) < SHORTEST:
-        raise UsageError(f"the text has {len(ids)} tokens, which leaves nothing to predict", hint="give a longer text")
-    length = min(length, len(ids), tokens or length)
+        raise UsageError(f"a text of {len(ids)} tokens leaves nothing to predict", hint="give a longer text")
+    length = min(shortest, len(ids))
     there = len(ids) // length
     count = there if tokens is None else min(there, tokens // length)
     starts = [n * there // count * length for n in range(count)]
