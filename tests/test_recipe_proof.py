@@ -291,3 +291,20 @@ def test_a_reference_that_holds_no_numbers_cannot_be_quantized(tmp_path: Path) -
         r"1 of 10,240 blocks is not what recipe best makes of the reference, at expert 1, row 6, block 1: "
         r"-?[\d.e-]+, and the reference has nan", told(found)["layer.0.down"],
     )  # fmt: skip
+
+
+def test_an_expert_that_holds_no_numbers_at_all(tmp_path: Path, sources: Mapping[str, Path]) -> None:
+    """All its blocks are others, and one of a neighbour is found beside them."""
+    values = {part: bf16_values(x) for part, x in drawn().items()}
+    made = write_made(tmp_path / "x", values, RECIPES["best"], off_by_one)
+    values["layer.1.up"][1] = np.nan
+    values["layer.1.up"][2, 5, 64:] = np.inf
+    found = judge(write_source(tmp_path / "a", values, "BF16"), made)
+    blocks = values["layer.1.up"][0].size // 32
+    ((part, what),) = told(found).items()
+    assert part == "layer.1.up"
+    assert what.startswith(
+        f"{blocks + 6 + 1:,} of 10,240 blocks are not what recipe best makes of the reference, in 3 experts, "
+        "the first at expert 1, row 0, block 0: "
+    )
+    assert what.endswith(", and the reference has nan")

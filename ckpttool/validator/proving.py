@@ -19,9 +19,10 @@ from ckpttool.codecs.formats import BlockFormat
 from ckpttool.codecs.transcode import Operand
 from ckpttool.comparison.pairs import Group
 from ckpttool.steps import kind_of
+from ckpttool.validator.differences import described
 from ckpttool.validator.originals import Sums, causes, sums
 from ckpttool.validator.recipes import DIRECTLY, Maker, makes
-from ckpttool.validator.remade import Flags, Misses, described, misses, rows_of
+from ckpttool.validator.remade import Flags, Misses, misses, rows_of
 from ckpttool.validator.trials import Choice, Pair, is_lossy
 
 TRIED: Final = 16

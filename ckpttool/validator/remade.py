@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpttool.codecs.formats import MXFP4, Q8_0
 from ckpttool.codecs.measure import differing, measure
-from ckpttool.codecs.packing import UNPACK
 from ckpttool.codecs.reference import BadBlock
 from ckpttool.codecs.transcode import Operand
-from ckpttool.codecs.values import OTHERS, Numbers, decodable, values
+from ckpttool.codecs.values import OTHERS, Numbers, values
 from ckpttool.validator.recipes import Maker, remake
 
 Flags = NDArray[np.bool_]
@@ -50,7 +48,8 @@ def misses(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | N
     try:
         made = remake(x, y.codec, maker)
     except BadBlock:
-        return _halved(x, y, maker, literal=literal)
+        odd = _any(~np.isfinite(numbers(x)), unit_count(x) * x.codec.format.block // _step(x, y))
+        return _apart(x, y, maker, odd, literal) if odd.any() else _halved(x, y, maker, literal)
     if all(np.array_equal(f, g) for f, g in zip(made.fields, y.fields, strict=True)):
         return None
     other = unlike(made, y)
@@ -58,7 +57,29 @@ def misses(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | N
     return _judged(rows_of(x, rows), rows_of(y, rows), rows_of(made, rows), rows, other[rows], literal)
 
 
-def _halved(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | None:
+def _step(x: Operand, y: Operand) -> int:
+    """Elements that are whole blocks on both sides."""
+    return max(x.codec.format.block, y.codec.format.block)
+
+
+def _apart(x: Operand, y: Operand, maker: Maker, odd: Flags, literal: bool) -> Misses | None:
+    """As `misses`; `odd` steps hold what is not finite, of which few formats can be made: the rest is without them."""
+    step = _step(x, y)
+    gone = np.repeat(odd, step // x.codec.format.block, 1)
+    sizes = zip(x.fields, x.codec.block_nbytes, strict=True)
+    clean = tuple(np.where(np.repeat(gone, n, 1)[:, None], np.uint8(0), f) for f, n in sizes)
+    rest = misses(Operand(x.codec, clean, 1), y, maker, literal=literal)
+    apart = np.repeat(odd, step // y.codec.format.block, 1)
+    units, needless, gross = (np.zeros(apart.shape, np.bool_) for _ in range(3))
+    if rest is not None:
+        for flags, found in zip((units, needless, gross), rest.flags, strict=True):
+            flags[rest.rows] = found & ~apart[rest.rows]
+    units |= apart & other_values(x, y)
+    rows = np.flatnonzero(units.any(-1))
+    return Misses(rows, units[rows], needless[rows], gross[rows], None) if rows.size else None
+
+
+def _halved(x: Operand, y: Operand, maker: Maker, literal: bool) -> Misses | None:
     """Where something cannot be made at all: what that is, by halves of rows, and then of one row."""
     count = x.fields[0].shape[0]
     if count > 1:
@@ -73,7 +94,7 @@ def _halved(x: Operand, y: Operand, maker: Maker, *, literal: bool) -> Misses | 
         rows = np.concatenate([start + of.rows for start, of in some])
         units, needless, gross = (np.concatenate(flags) for flags in zip(*(of.flags for _, of in some), strict=True))
         return Misses(rows, units, needless, gross, None)
-    step = max(x.codec.format.block, y.codec.format.block)
+    step = _step(x, y)
     whole = unit_count(x) * x.codec.format.block // step
     if whole == 1:
         return _judged(x, y, None, np.zeros(1, np.intp), np.ones((1, unit_count(y)), np.bool_), literal)
@@ -149,14 +170,6 @@ def _any(flags: Flags, units: int) -> Flags:
     return np.asarray(wide.reshape(len(flags), units, -1).any(-1))
 
 
-def _units(rows: Operand) -> list[NDArray[np.uint8]]:
-    """The bytes of each unit, [R, G, n] of each stored tensor."""
-    return [
-        np.ascontiguousarray(f[:, 0]).reshape(f.shape[0], -1, n)
-        for f, n in zip(rows.fields, rows.codec.block_nbytes, strict=True)
-    ]
-
-
 def unit_count(rows: Operand) -> int:
     """Units of one row."""
     return int(rows.fields[0].shape[-1]) // rows.codec.block_nbytes[0]
@@ -193,56 +206,3 @@ def other_values(x: Operand, y: Operand) -> Flags:
 
 def _differ(a: Numbers, b: Numbers, units: int) -> Flags:
     return _any(differing(a, b), units)
-
-
-def described(x: Operand, y: Operand, made: Operand | None, unit: int) -> str:
-    """How a unit of the one row that each operand holds differs from what was made, in words: new, and then old."""
-    if made is None:
-        block = y.codec.format.block
-        a, b = (numbers(side)[0, unit * block :][:block] for side in (x, y))
-        odd = ~(np.isfinite(a) & np.isfinite(b)) & differing(a, b)
-        at = int(np.argmax(odd if odd.any() else differing(a, b)))
-        return f"{b[at]:.6g}, and the reference has {a[at]:.6g}"
-    new, old = ([u[0, unit] for u in _units(side)] for side in (y, made))
-    if y.codec.format == MXFP4:
-        return _mxfp4(_scale_and_codes(y, unit), _scale_and_codes(made, unit), unit)
-    if y.codec.format == Q8_0:
-        return _q8_0(new[0], old[0], unit)
-    return _number(_plain(y, unit), _plain(made, unit), new[0], old[0])
-
-
-def _scale_and_codes(rows: Operand, unit: int) -> tuple[int, NDArray[np.uint8]]:
-    blocks, scales = rows.blocks_and_scales
-    return int(scales[0, 0, unit]), UNPACK[rows.codec.packing](blocks[0, 0, unit])
-
-
-def _mxfp4(new: tuple[int, NDArray[np.uint8]], old: tuple[int, NDArray[np.uint8]], unit: int) -> str:
-    codes = np.flatnonzero(new[1] != old[1])
-    if new[0] != old[0]:
-        return f"scale byte {new[0]}, not {old[0]}" + (f", and {len(codes)} codes" if codes.size else "")
-    first = int(codes[0])
-    return f"code {new[1][first]}, not {old[1][first]}, in column {unit * MXFP4.block + first}"
-
-
-def _q8_0(new: NDArray[np.uint8], old: NDArray[np.uint8], unit: int) -> str:
-    scales = [u[:2].view(np.float16)[0] for u in (new, old)]
-    if scales[0] != scales[1]:
-        return f"scale {scales[0]}, not {scales[1]}"
-    elements = [u[2:].view(np.int8) for u in (new, old)]
-    first = int(np.flatnonzero(elements[0] != elements[1])[0])
-    return f"{elements[0][first]}, not {elements[1][first]}, in column {unit * Q8_0.block + first}"
-
-
-def _plain(rows: Operand, unit: int) -> str | None:
-    """A number; None for a block that is only decoded as a whole, or not at all."""
-    if not decodable(rows.codec) or rows.codec.format.block != 1:
-        return None
-    return f"{numbers(rows)[0, unit]:.9g}"
-
-
-def _number(new: str | None, old: str | None, new_bytes: NDArray[np.uint8], old_bytes: NDArray[np.uint8]) -> str:
-    if new is not None and new != old:
-        return f"{new}, not {old}"
-    if new_bytes.size <= 8:
-        return f"0x{new_bytes[::-1].tobytes().hex()}, not 0x{old_bytes[::-1].tobytes().hex()}"
-    return "other bytes"
