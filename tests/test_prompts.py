@@ -199,7 +199,7 @@ def test_what_is_no_template(template: str) -> None:
 
 
 def test_no_file_is_included(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="here: TypeError: no loader"):
+    with pytest.raises(InputError, match="here, on line 1 of the prompts: TypeError: no loader"):
         rendered("{% include '/etc/passwd' %}")
 
 

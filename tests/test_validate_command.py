@@ -19,6 +19,7 @@ import torch
 from commandline import run
 from forward_runs import TINY
 from test_schemas import check
+from tokenizers import Tokenizer
 
 from ckpttool import cli, render
 from ckpttool.validator import report as validation_report
@@ -73,6 +74,11 @@ def test_within_budget() -> None:
     assert "lossy parts, the 6 worst of 12:" in lines
     (kl,) = (line for line in lines if line.startswith("KL mean"))
     assert re.fullmatch(r"KL mean +0\.0\d+( ± [\d.e-]+)? +[\d.]+e-1[23]( ± [\d.e-]+)? +0\.0\d+( ± [\d.e-]+)?", kl)
+    (other,) = (line for line in lines if line.startswith("first other token"))
+    tokens = re.findall(r'(".*?") \((\d+)\)', other)
+    tokenizer = Tokenizer.from_file(str(TINY / "hf" / "tokenizer.json"))
+    assert [json.loads(text) for text, _ in tokens] == [tokenizer.decode([int(number)]) for _, number in tokens]
+    assert len({number for _, number in tokens}) == 2
     assert "first beyond the noise: layer.0" in lines
     assert [line.split()[0] for line in lines[lines.index("first beyond the noise: layer.0") + 3 :][:4]] == list("0123")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ LAYERS = 12
 """Layers that are shown; of more the first, the last and those that add the most."""
 
 NOTES = 24
+
+TOKEN_LIMIT = 40
+"""Characters of a token: some are long rows of blanks."""
 
 PROOFS = {
     "bytes": "equal bytes",
@@ -192,8 +196,14 @@ def _figures(title: str, found: Predictions) -> None:
     if f is not None:
         say(
             f"first other token: sequence {f.sequence}, position {f.position}, "
-            f"{f.candidate} for {f.reference}, whose logit is {f.margin:.3g} higher in the reference"
+            f"{_token(f.candidate, f.candidate_text)} for {_token(f.reference, f.reference_text)}, "
+            f"whose logit is {f.margin:.3g} higher in the reference"
         )
+
+
+def _token(number: int, text: str | None) -> str:
+    """A token as text, blanks and line ends to be seen, and its id."""
+    return str(number) if text is None else f"{shown(json.dumps(text, ensure_ascii=False), TOKEN_LIMIT)} ({number})"
 
 
 PERPLEXITY = "perplexity"

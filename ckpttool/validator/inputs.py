@@ -27,8 +27,10 @@ TOKENS: Final = {"cpu": 2048, "cuda": 4096}
 
 @dataclass(frozen=True)
 class Inputs:
-    """Token ids of both kinds. `text` says which text: "packaged", or its path. `notes` are for the report."""
+    """Token ids of both kinds, cut by `encoder`. `text` says which text: "packaged", or its path. `notes` are for the
+    report."""
 
+    encoder: Encoder
     text: str
     sequences: tuple[list[int], ...]
     prompts: tuple[Encoded, ...]
@@ -75,7 +77,7 @@ def inputs_for(
         rows, template = read_prompts(Path(prompts)), chat_template(reference, candidate)
         answers = encoded(rows, template, cut, effort=effort)
     notes = _notes(reference, cut, len(ids), wanted if tokens is not None else 0)
-    return Inputs(PACKAGED if text is None else str(text), tuple(found), tuple(answers), effort, tuple(notes))
+    return Inputs(cut, PACKAGED if text is None else str(text), tuple(found), tuple(answers), effort, tuple(notes))
 
 
 def _notes(reference: Checkpoint, cut: Encoder, there: int, asked: int) -> Iterator[str]:

@@ -52,13 +52,18 @@ class Spot:
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """The first place where the most probable tokens differ; `margin`: how much higher the reference holds its own."""
+    """The first place where the most probable tokens differ; `margin`: how much higher the reference holds its own.
+
+    The texts of both are None as long as nobody with a tokenizer has filled them in.
+    """
 
     sequence: int
     position: int
     reference: int
     candidate: int
     margin: float
+    reference_text: str | None = None
+    candidate_text: str | None = None
 
 
 @dataclass(frozen=True)

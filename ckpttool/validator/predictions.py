@@ -7,7 +7,7 @@ apart, of prompts at the answers' tokens alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckpttool.checkpoint import Checkpoint
 from ckpttool.devices import cards, check_asked
@@ -16,8 +16,9 @@ from ckpttool.validator.drift import Drift
 from ckpttool.validator.failures import Failure, part_failure
 from ckpttool.validator.inputs import Inputs
 from ckpttool.validator.lockstep import LayerReport, LockstepReport, LogitChunk, lockstep
-from ckpttool.validator.metrics import LogitMetrics
+from ckpttool.validator.metrics import LogitMetrics, Metrics
 from ckpttool.validator.report import Forward, LayerResult, Predictions, histogram
+from ckpttool.validator.text import Encoder
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def predict(
     Raises:
         InputError, LimitError: as `lockstep`.
     """
-    texts, answers = _Figures(), _Figures(first=len(inputs.sequences))
+    texts, answers = _Figures(inputs.encoder), _Figures(inputs.encoder, first=len(inputs.sequences))
 
     def consume(chunk: LogitChunk) -> None:
         (texts if chunk.sequence < answers.first else answers).add(chunk)
@@ -90,8 +91,9 @@ def predict(
 class _Figures:
     """Every pass against the reference, over one kind of input, whose sequences begin with number `first`."""
 
-    def __init__(self, first: int = 0) -> None:
+    def __init__(self, encoder: Encoder, first: int = 0) -> None:
         self.first = first
+        self._encoder = encoder
         self._candidate, self._noise, self._forced = LogitMetrics(), LogitMetrics(), LogitMetrics()
         self._any_forced = False
 
@@ -109,10 +111,20 @@ class _Figures:
 
     def predictions(self) -> Predictions:
         """All figures."""
-        forced = self._forced.metrics() if self._any_forced else None
+        forced = self._told(self._forced) if self._any_forced else None
         return Predictions(
-            self._candidate.metrics(), self._noise.metrics(), forced, histogram(self._candidate.kl())
+            self._told(self._candidate), self._told(self._noise), forced, histogram(self._candidate.kl())
         )  # fmt: skip
+
+    def _told(self, figures: LogitMetrics) -> Metrics:
+        """The figures, and the first tokens that differ as text."""
+        found = figures.metrics()
+        first = found.first_difference
+        if first is None:
+            return found
+        texts = [self._encoder.decode([i]) for i in (first.reference, first.candidate)]
+        told = replace(first, reference_text=texts[0], candidate_text=texts[1])
+        return replace(found, first_difference=told)
 
     def failures(self, where: str) -> Iterator[Failure]:
         """Logits that are not finite; `where` says of which input."""

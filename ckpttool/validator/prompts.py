@@ -100,9 +100,13 @@ def encode(prompt: Prompt, template: ChatTemplate, encoder: Encoder, *, effort: 
     more: dict[str, Any] = {"tools": list(prompt.tools) or None}
     if effort is not None:
         more["reasoning_effort"] = effort
-    whole = template.render(prompt.messages, generation=False, **more)
-    asked = template.render(prompt.messages[:-1], generation=True, **more)
     where = f"{template.source}, on line {prompt.line} of the prompts"
+    try:
+        whole = template.render(prompt.messages, generation=False, **more)
+        asked = template.render(prompt.messages[:-1], generation=True, **more)
+    except InputError as e:
+        e.file = where
+        raise
     if not whole.startswith(asked) or whole == asked:
         what = "does not render the answer where the prompt ends"
         raise InputError(what, file=where, hint="the answer's tokens cannot be told apart with such a template")
