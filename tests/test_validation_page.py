@@ -23,6 +23,8 @@ from ckpttool.render.heat_map import View, colour, ends
 from ckpttool.render.log_axis import LogAxis, log_axis, power
 from ckpttool.render.page import number
 from ckpttool.render.plots import _sparse
+from ckpttool.render.validation_budget import limits
+from ckpttool.render.validation_maps import experts
 from ckpttool.render.validation_page import save_validation_page, validation_page
 from ckpttool.validator.failures import Failure
 from ckpttool.validator.report import Predictions, Validation
@@ -210,6 +212,24 @@ def test_the_budget_line_by_line(documents: dict[str, str]) -> None:
     assert [r[5] for r in lines("broken")] == ["not decided"] * 3
     assert lines("headers") == lines("structure") == []
     assert [r[0] for r in lines("values")] == ["SQNR of MXFP4 parts"]
+
+
+@pytest.mark.parametrize(
+    ("what", "wrong"),
+    [("1 of 90 blocks is not what recipe best makes of the reference, at expert 3, row 2, block 0: scale byte 9, not 8",
+      {3}),
+     ("experts 1, 2 and 5 have changed places: 9 of 90 blocks are other ones, the first at expert 1, row 0", {1, 2, 5}),
+     ("SQNR 9.0 dB is below the 15 dB of MXFP4", set())],
+)  # fmt: skip
+def test_damage_that_no_sqnr_shows(what: str, wrong: set[int]) -> None:
+    """The part fails by its proof: its experts are marked as the failure names them, and the limit is kept."""
+    name = "layer.2.down"
+    report = REPORTS["within"]
+    parts = tuple(replace(p, proof=None) if p.compared.part == name else p for p in report.parts)
+    failed = replace(report, parts=parts, failures=(Failure(name, 2, what, "values"),), verdict="failed")
+    assert {(w.part.compared.part, w.error.expert) for w in experts(failed) if w.why} == {(name, e) for e in wrong}
+    (limit,) = (x for x in limits(failed) if x.name == "SQNR of MXFP4 parts")
+    assert limit.kept
 
 
 def test_few_answers_decide_nothing() -> None:

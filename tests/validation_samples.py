@@ -239,7 +239,7 @@ def broken() -> Validation:
         for p in _equal(4, 8)
     )  # fmt: skip
     failures = (
-        Failure("layer.2.down", 2, "1 values differ", "values"),
+        Failure("layer.2.down", 2, "1 of 64 values is not the reference's", "values"),
         Failure(
             None, 2, "the candidate's residual stream is not finite behind it, at 4,096 of 4,096 tokens", "forward"
         ),

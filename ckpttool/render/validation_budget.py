@@ -81,7 +81,8 @@ def _signal(report: Validation) -> Iterator[Limit]:
     asked = report.asked.get("min_sqnr")
     for p in report.parts:
         proved = asked is None and p.proof not in (None, "budget")
-        if p.compared.status == "lossy" and p.claim not in ("bytes", "values") and not proved:
+        decoded = p.compared.differing is not None
+        if p.compared.status == "lossy" and p.claim not in ("bytes", "values") and decoded and not proved:
             held.setdefault(p.compared.format_b or "?", []).append(p)
     for name, parts in held.items():
         limit = asked if asked is not None else budget_of(name).min_sqnr
@@ -90,7 +91,7 @@ def _signal(report: Validation) -> Iterator[Limit]:
         value, where = min((found for p in parts for found in _decibels(p.compared)), default=(None, ""))
         if value is not None and not math.isfinite(value):
             value, where = None, f"{where} has no signal left"
-        kept = all(p.proof is not None for p in parts)
+        kept = value is not None and value >= limit
         whose = "asked for" if asked is not None else f"default for {budget_of(name).name}"
         yield Limit(f"SQNR of {name} parts", f"at least {limit:g} dB", whose, value, where, kept)
 

@@ -24,6 +24,9 @@ MOST_CELLS = 30_000
 
 STACKED = re.compile(r"layer\.(\d+)\.(.+)")
 """A part of a layer, and its kind."""
+EXPERTS = re.compile(r"experts \d+(, \d+)*( and \d+)?")
+EXPERT = re.compile(r"\bexpert \d+")
+"""How a failure names those that have changed places, or the first that is wrong."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def experts(report: Validation) -> Iterator[Wrong]:
     """Every expert that differs."""
     from ckpttool.validator.budgets import budget_of
 
+    told = {f.part: f.what for f in report.failures if f.level == "values"}
     for p in report.parts:
         place = STACKED.fullmatch(p.compared.part)
         if place is None or not p.compared.experts:
@@ -48,7 +52,8 @@ def experts(report: Validation) -> Iterator[Wrong]:
         layer, kind = int(place[1]), place[2]
         limit = report.asked.get("min_sqnr", budget_of(p.compared.format_b).min_sqnr)
         for e in p.compared.experts:
-            yield Wrong(p, layer, kind, e, "" if p.proof is not None else _why(p, e, limit))
+            why = "" if p.proof is not None else _why(p, e, limit) or _said_of(e, told.get(p.compared.part, ""))
+            yield Wrong(p, layer, kind, e, why)
 
 
 def _why(p: PartResult, e: ExpertErrors, limit: float | None) -> str:
@@ -60,6 +65,12 @@ def _why(p: PartResult, e: ExpertErrors, limit: float | None) -> str:
     if e.sqnr is None:
         return "has no signal left"
     return f"SQNR below {limit:g} dB" if limit is not None and e.sqnr < limit else ""
+
+
+def _said_of(e: ExpertErrors, what: str) -> str:
+    """What a failure says of its part, where it names this expert: damage that no SQNR shows."""
+    found = EXPERTS.match(what) or EXPERT.search(what)
+    return what if found and str(e.expert) in re.findall(r"\d+", found[0]) else ""
 
 
 def sqnr_maps(report: Validation) -> str:
