@@ -192,6 +192,16 @@ def test_columns(dtype: str, parts: int, packing: Packing, rng: np.random.Genera
         check_columns(bits, dtype, recipe, packing, experts, spare=4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_columns_by_every_recipe(recipe: str, dtype: str, rng: np.random.Generator) -> None:
+    """Magnitudes over the whole range, to either packing by turns."""
+    bits = hard_bits(rng, 4 * 4, dtype)
+    bits[np.abs(plain.widen(bits, dtype).view(np.float32)).max(-1) > 2.0**126] = 0
+    packing = (Packing.pair, Packing.ggml)[(list(RECIPES).index(recipe) + DTYPES.index(dtype)) % 2]
+    check_columns(bits.reshape(4, 1, 4 * 32), dtype, recipe, packing, 1)
+
+
 @pytest.mark.parametrize("packing", [Packing.pair, Packing.ggml])
 @pytest.mark.parametrize(("groups", "rows"), [(3, 2), (4, 32)])
 def test_columns_that_fill_programs(packing: Packing, groups: int, rows: int, rng: np.random.Generator) -> None:
