@@ -39,7 +39,7 @@ class ValuesFound:
 
 
 def values_nbytes(reference: Checkpoint, candidate: Checkpoint) -> int:
-    """Bytes that `judge_values` tells its `progress` of."""
+    """Bytes that `judge_values` tells its `progress` of; what has to be read again, it does not count again."""
     return compared_nbytes(reference, candidate)
 
 
