@@ -86,7 +86,8 @@ def execute(
         except (LocalIOError, LimitError, NetworkError, UsageError, OSError) as e:
             error = e if isinstance(e, CkptError) else os_error(e)
             if done:
-                error.hint = f"{error.hint}; the same command then goes on where this one stopped"
+                more = "the same command then goes on where this one stopped"
+                error.hint = f"{error.hint}; {more}" if error.hint else more
             else:  # nothing to go on from: a full disk is not kept full
                 workplace.discard(place)
             raise error from e

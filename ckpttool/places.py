@@ -108,7 +108,7 @@ def place(source: str | Path, *, remote: bool = True) -> tuple[LocalFolder | Rem
     elif is_url(text):
         return _remote(text, remote)
     path = Path(source)
-    if path.exists():
+    if text and path.exists():  # an empty variable of a shell is no folder
         return (LocalFolder(path), None) if path.is_dir() else (LocalFolder(path.parent), path.name)
     repo = HUB_REPO.fullmatch(text)
     if repo is None or (remote and Path(text.partition("/")[0]).exists()):

@@ -170,6 +170,15 @@ def test_what_is_refused(tmp_path: Path, make: Callable[[Path], Path], says: str
     assert says in str(refused(make(tmp_path)))
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script gives it whose variable is empty."""
+    put(tmp_path, "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert locate(".").files
+    with pytest.raises(InputError, match="no such file or folder"):
+        locate("")
+
+
 def test_a_repository_is_not_downloaded_but_explained() -> None:
     said = str(refused(Path("openai/gpt-oss-20b")))
     assert said.endswith("hf download openai/gpt-oss-20b --local-dir gpt-oss-20b")

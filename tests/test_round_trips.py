@@ -429,6 +429,13 @@ def test_a_conversion_that_is_refused_is_refused_here() -> None:
         round_trips(TINY / "gguf" / "tiny-gpt-oss-q8_0.gguf", ["bf16", "mxfp4"], level="values")
 
 
+def test_a_source_that_lacks_side_files_is_told_the_way_round() -> None:
+    """`validate` has no --reference."""
+    with pytest.raises(InputError, match=r"tokenizer.json") as raised:
+        round_trips(TINY / "openai", ["gguf"], level="values")
+    assert raised.value.hint == module.LACKS
+
+
 # How it is shown
 
 

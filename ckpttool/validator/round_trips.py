@@ -70,8 +70,8 @@ def round_trips(
     the form of the source. Other options are those of `validate`. Whatever is made is removed, come what may.
 
     Raises:
-        UsageError: an unknown word, a conversion that is not legal, a source that is remote; as `validate`.
-        InputError: a source that cannot be converted that way; as `validate`.
+        UsageError: an unknown word, a conversion that is not legal; as `validate`.
+        InputError: a source that cannot be converted that way, or is remote: it is read several times; as `validate`.
         LocalIOError: the temporary folder has too little room; it is said how much is needed, and where.
     """
     asked = Asked(level, text, tokens, prompts, reasoning_effort, device, max_kl, min_top1, max_ppl_ratio, min_sqnr)
