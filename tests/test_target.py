@@ -70,9 +70,7 @@ def test_the_table_lists_every_word_of_the_command_line() -> None:
 
 def test_defaults() -> None:
     made = target("out", to="bf16")
-    assert made == Target(
-        Path("out"), "bf16", "auto", "auto", "bf16", RECIPES["best"], False, SAFETENSORS_SHARD, None, None
-    )
+    assert made == Target(Path("out"), "bf16", "auto", "auto", "bf16", RECIPES["best"], False, SAFETENSORS_SHARD, None)
     assert target("x.gguf").max_shard_size is None
     assert target("x.gguf", max_shard_size=7).max_shard_size == 7
     assert (SAFETENSORS_SHARD, MAX_MEMORY) == (5 * 10**9, 512 * 10**6)
