@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -28,7 +27,7 @@ from ckpttool.comparison.slabs import SCRATCH_NBYTES, Files, PartFound, SlabRead
 from ckpttool.comparison.sums import Tally
 from ckpttool.containers.remote import RemoteFile, open_file
 from ckpttool.containers.source import LocalFile
-from ckpttool.threads import CORES
+from ckpttool.threads import CORES, share
 
 Progress = Callable[[int], None]
 
@@ -177,7 +176,6 @@ class _Run:
     b: Files
     progress: Progress
     watch: Watch | None = None
-    failure: BaseException | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -202,39 +200,25 @@ def _pass(run: _Run, work: Sequence[Work], workers: int | None) -> None:
         return
     nbytes = max(g.slab_nbytes(*slab) + g.upright_nbytes(*slab) for g, slab, _ in work)
     count = max(1, min(workers or CORES, MAX_MEMORY // (nbytes + SCRATCH_NBYTES), len(work)))
-    todo = iter(work)
-    if count == 1:
-        _work(run, todo, nbytes)
-    else:
-        with ThreadPoolExecutor(count) as pool:
-            futures = [pool.submit(_work, run, todo, nbytes) for _ in range(count)]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException as e:
-                run.failure = run.failure or e
-                raise
+    share(work, [_Worker(run, nbytes).work for _ in range(count)])
 
 
-def _work(run: _Run, todo: Iterator[Work], nbytes: int) -> None:
-    """One thread: slab after slab, until there is none or another thread has failed."""
-    reader = SlabReader(run.a, run.b, nbytes, run.watch)
-    try:
-        while True:
-            with run.lock:
-                item = None if run.failure else next(todo, None)
-            if item is None:
-                return
-            group, slab, measured = item
-            found = reader.compare(group, *slab, measured)
-            with run.lock:
-                for part, of_part in found.items():
-                    run.states[part].add(of_part, slab)
-            if not measured:
-                run.progress(group.slab_nbytes(*slab))
-    except BaseException as e:
-        run.failure = run.failure or e
-        raise
+class _Worker:
+    """What one thread compares with."""
+
+    def __init__(self, run: _Run, nbytes: int) -> None:
+        self._run = run
+        self._reader = SlabReader(run.a, run.b, nbytes, run.watch)
+
+    def work(self, item: Work) -> None:
+        """Compare one slab, and add what was found to what is known."""
+        run, (group, slab, measured) = self._run, item
+        found = self._reader.compare(group, *slab, measured)
+        with run.lock:
+            for part, of_part in found.items():
+                run.states[part].add(of_part, slab)
+        if not measured:
+            run.progress(group.slab_nbytes(*slab))
 
 
 def _names(a: Holding, b: Holding) -> Iterator[str]:

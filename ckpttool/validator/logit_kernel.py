@@ -59,13 +59,15 @@ def excess(w):
 
 
 @jit
-def figures(
-    a, b, ids, numbers, places, row_a, row_b, COLUMNS: tl.constexpr, LANES: tl.constexpr
-):  # fmt: skip
-    """A row's figures: float64 in `numbers` [n, 7], int64 in `places` [n, 5], in the order of `measured`."""
-    row = tl.program_id(0).to(tl.int64)
-    a += row * row_a
-    b += row * row_b
+def loaded(row, index, inside):
+    """Logits of a row, zeros in place of those that are not finite."""
+    x = tl.load(row + index, mask=inside, other=0.0)
+    return tl.where(finite(x), x, 0.0)
+
+
+@jit
+def extremes(a, b, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """The first pass: the largest of each and where, the least of `a`, the largest difference, the first not finite."""
     lane = tl.arange(0, LANES)
     lowest = tl.full((LANES,), float("inf"), tl.float32)
     high_a = tl.full((LANES,), -float("inf"), tl.float32)
@@ -92,27 +94,36 @@ def figures(
     most_a, most_b = tl.max(high_a), tl.max(high_b)
     top_a = first_at(high_a == most_a, at_a, 0x7FFFFFFF)
     top_b = first_at(high_b == most_b, at_b, 0x7FFFFFFF)
-    peak_a, peak_b = most_a.to(tl.float64), most_b.to(tl.float64)
+    return most_a, most_b, top_a, top_b, tl.min(lowest), tl.max(difference), tl.min(bad_a), tl.min(bad_b)
+
+
+@jit
+def log_sums(a, b, peak_a, peak_b, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """The second pass: the logarithms of both sums of e^(x - peak)."""
+    lane = tl.arange(0, LANES)
     sum_a = tl.zeros((LANES,), tl.float64)
     sum_b = tl.zeros((LANES,), tl.float64)
     for first in range(0, COLUMNS, LANES):
         inside = first + lane < COLUMNS
-        x = tl.load(a + first + lane, mask=inside, other=0.0)
-        y = tl.load(b + first + lane, mask=inside, other=0.0)
-        x, y = tl.where(finite(x), x, 0.0), tl.where(finite(y), y, 0.0)
+        x, y = loaded(a, first + lane, inside), loaded(b, first + lane, inside)
         sum_a += tl.where(inside, tl.exp(x.to(tl.float64) - peak_a), 0.0)
         sum_b += tl.where(inside, tl.exp(y.to(tl.float64) - peak_b), 0.0)
-    log_a, log_b = tl.log(tl.sum(sum_a)), tl.log(tl.sum(sum_b))
-    own = tl.load(b + top_a)
-    own = tl.where(finite(own), own, 0.0)
+    return tl.log(tl.sum(sum_a)), tl.log(tl.sum(sum_b))
+
+
+@jit
+def divergence_and_rank(
+    a, b, top_a, peak_a, peak_b, log_a, log_b, COLUMNS: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
+    """The third pass: KL(a || b), and how many come before token `top_a` in b; of equals the lower id comes first."""
+    lane = tl.arange(0, LANES)
+    own = loaded(b, top_a, True)
     divergence = tl.zeros((LANES,), tl.float64)
     before = tl.zeros((LANES,), tl.int32)
     for first in range(0, COLUMNS, LANES):
         index = first + lane
         inside = index < COLUMNS
-        x = tl.load(a + index, mask=inside, other=0.0)
-        y = tl.load(b + index, mask=inside, other=0.0)
-        x, y = tl.where(finite(x), x, 0.0), tl.where(finite(y), y, 0.0)
+        x, y = loaded(a, index, inside), loaded(b, index, inside)
         before += (inside & ((y > own) | ((y == own) & (index < top_a)))).to(tl.int32)
         log_p = (x.to(tl.float64) - peak_a) - log_a
         log_q = (y.to(tl.float64) - peak_b) - log_b
@@ -121,23 +132,33 @@ def figures(
         near = tl.abs(w) <= 1.0
         term = tl.where(near, p * excess(tl.where(near, w, 0.0)), tl.exp(log_q) - p - p * w)
         divergence += tl.where(inside, term, 0.0)
+    return tl.sum(divergence), tl.sum(before)
+
+
+@jit
+def figures(
+    a, b, ids, numbers, places, row_a, row_b, COLUMNS: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
+    """A row's figures: float64 in `numbers` [n, 7], int64 in `places` [n, 5], in the order of `measured`."""
+    row = tl.program_id(0).to(tl.int64)
+    a += row * row_a
+    b += row * row_b
+    most_a, most_b, top_a, top_b, lowest, difference, first_a, first_b = extremes(a, b, COLUMNS, LANES)
+    peak_a, peak_b = most_a.to(tl.float64), most_b.to(tl.float64)
+    log_a, log_b = log_sums(a, b, peak_a, peak_b, COLUMNS, LANES)
+    divergence, before = divergence_and_rank(a, b, top_a, peak_a, peak_b, log_a, log_b, COLUMNS, LANES)
     next_id = tl.load(ids + row)
-    x, y = tl.load(a + next_id), tl.load(b + next_id)
-    x, y = tl.where(finite(x), x, 0.0), tl.where(finite(y), y, 0.0)
-    other = tl.load(a + top_b)
-    other = tl.where(finite(other), other, 0.0)
-    tl.store(numbers + 7 * row, tl.sum(divergence))
-    tl.store(numbers + 7 * row + 1, log_a - (x.to(tl.float64) - peak_a))
-    tl.store(numbers + 7 * row + 2, log_b - (y.to(tl.float64) - peak_b))
-    tl.store(numbers + 7 * row + 3, peak_a - other.to(tl.float64))
-    tl.store(numbers + 7 * row + 4, tl.max(difference))
-    tl.store(numbers + 7 * row + 5, tl.min(lowest).to(tl.float64))
+    tl.store(numbers + 7 * row, divergence)
+    tl.store(numbers + 7 * row + 1, log_a - (loaded(a, next_id, True).to(tl.float64) - peak_a))
+    tl.store(numbers + 7 * row + 2, log_b - (loaded(b, next_id, True).to(tl.float64) - peak_b))
+    tl.store(numbers + 7 * row + 3, peak_a - loaded(a, top_b, True).to(tl.float64))
+    tl.store(numbers + 7 * row + 4, difference)
+    tl.store(numbers + 7 * row + 5, lowest.to(tl.float64))
     tl.store(numbers + 7 * row + 6, peak_a)
     none: tl.constexpr = 0x7FFFFFFF
-    first_a, first_b = tl.min(bad_a), tl.min(bad_b)
     tl.store(places + 5 * row, top_a.to(tl.int64))
     tl.store(places + 5 * row + 1, top_b.to(tl.int64))
-    tl.store(places + 5 * row + 2, tl.sum(before).to(tl.int64))
+    tl.store(places + 5 * row + 2, before.to(tl.int64))
     tl.store(places + 5 * row + 3, tl.where(first_a == none, -1, first_a).to(tl.int64))
     tl.store(places + 5 * row + 4, tl.where(first_b == none, -1, first_b).to(tl.int64))
 
