@@ -24,15 +24,11 @@ from ckpttool.containers.patience import Patience
 from ckpttool.errors import InputError, NetworkError, UsageError
 from ckpttool.reports import Conversion
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny-gpt-oss"
 HF = FIXTURES / "hf"
 RECEIPT = "ckpttool.receipt.json"
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries without pauses."""
-    monkeypatch.setattr(patience, "PATIENCE", Patience(pauses=(0, 0, 0, 0)))
 
 
 @pytest.fixture

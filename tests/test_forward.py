@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,12 @@ from ckpttool.validator.attention import Batch, attend, frequencies
 from ckpttool.validator.model import Arithmetic, exact_products
 from ckpttool.validator.settings import Rope, Settings, settings_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BAR = 1e-4
 BF16 = Arithmetic(torch.bfloat16)
 DIALECTS = ["hf", "hf-bf16", "openai", "unsloth", "gguf/tiny-gpt-oss-auto.gguf", "gguf/tiny-gpt-oss-bf16.gguf",
             "gguf/split"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tests share their cores; torch's threads would wait for each other more than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def by_transformers(folder: Path, sequences: list[list[int]], config: Any = None) -> torch.Tensor:

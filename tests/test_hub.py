@@ -19,19 +19,14 @@ from header_checkpoints import write_headers
 from range_server import SHA, Repo
 
 from ckpttool import open_checkpoint
-from ckpttool.containers import limits, patience, stores
-from ckpttool.containers.patience import Patience
+from ckpttool.containers import limits, stores
 from ckpttool.errors import CkptError, InputError, LimitError, NetworkError, UsageError
+
+pytestmark = pytest.mark.usefixtures("hasty")
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "fixtures" / "tiny-gpt-oss"
 SHARD = "model-00001-of-00002.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries without pauses."""
-    monkeypatch.setattr(patience, "PATIENCE", Patience(pauses=(0, 0, 0, 0)))
 
 
 @pytest.fixture

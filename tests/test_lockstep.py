@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,9 @@ from ckpttool.validator.routing import Flips, Routing, expert_use, flips, route
 from ckpttool.validator.stored import _mxfp4, _mxfp4_as_it_comes, by_triton
 from ckpttool.validator.weights import HEAD, Feed, ModelSource
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

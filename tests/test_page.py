@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,17 +39,6 @@ from ckpttool.render.page import Section, check_place, page, write_page
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MANIFEST: dict[str, Any] = json.loads((FIXTURES / "MANIFEST.json").read_text(encoding="utf-8"))
 TINY = FIXTURES / "tiny-gpt-oss"
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[chromium.Browser]:
-    """One browser for all tests. In CI there must be one; .ci/run installs it."""
-    if chromium.executable() is None and not os.environ.get("CI"):
-        pytest.skip("no Chromium here (apt-get install chromium); CI has one")
-    with chromium.browser() as browser:
-        browser.window(1300, 900)
-        browser.media()
-        yield browser
 
 
 @pytest.fixture(scope="module")

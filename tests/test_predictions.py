@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,18 +24,12 @@ from ckpttool.validator.lockstep import lockstep, walk_nbytes
 from ckpttool.validator.metrics import LogitMetrics, Metrics
 from ckpttool.validator.predictions import Found, device_for, predict
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = (
     '{"messages": [{"role": "user", "content": "hello"}], "answer": "good morning to you"}\n'
     '{"messages": [{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "a house"}]}\n'
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

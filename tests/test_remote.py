@@ -28,15 +28,11 @@ from ckpttool.errors import CkptError, InputError, LimitError, NetworkError, Usa
 from ckpttool.inspection import reading
 from ckpttool.inspector import Asked, Inspector
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tiny-gpt-oss"
 DATA = bytes(range(256)) * 40
 PATH = "/x.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries without pauses."""
-    monkeypatch.setattr(patience, "PATIENCE", Patience(pauses=(0, 0, 0, 0)))
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ Every candidate passes while it is whole, in this same run: the fixture `whole` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import commandline
 import pytest
-import torch
 from forward_runs import FIXTURES, heldout
 from mutations import ALL, BASES, BROKEN, FULL, SIDE, TINY, WEIGHTS, WINDOWED, Mutation, spoilt
 from spoils import config
@@ -22,16 +20,10 @@ from ckpttool.validator.failures import Failure
 from ckpttool.validator.lockstep import lockstep
 from ckpttool.validator.report import Validation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS = 96
 """Three windows of the fixture."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def validated(reference: str | Path, candidate: Path, level: str) -> Validation:

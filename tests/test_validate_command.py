@@ -8,14 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import builders
 import numpy as np
 import pytest
-import torch
 from commandline import run
 from forward_runs import TINY
 from test_schemas import check
@@ -27,16 +25,10 @@ from ckpttool.validator.budgets import BUDGETS, OTHER
 from ckpttool.validator.inputs import LENGTH, TOKENS
 from ckpttool.validator.prompts import EFFORTS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[1]
 FEW = ("--tokens", "40")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from forward_runs import FIXTURES, TINY
 
 import ckpttool
 from ckpttool.reports import Conversion
 from ckpttool.validator.budgets import EXACT, WITHIN
 from ckpttool.validator.report import Validation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 AUTO = "gguf/tiny-gpt-oss-auto.gguf"
 Q8_0 = "gguf/tiny-gpt-oss-q8_0.gguf"
@@ -50,14 +50,6 @@ PAIRS = [(s, t) for s in SOURCES for t in TARGETS if s != Q8_0 or t not in MXFP4
 FORWARD = (("hf", "auto.gguf"), (AUTO, "hf-bf16"), ("parent", "hf"), ("parent", "q8_0.gguf"),
            ("parent", "f16.gguf"), ("openai", "split.gguf"))  # fmt: skip
 """Pairs that go through the forward pass too: one of each fidelity, dialect and container."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def converted(source: str, target: str, folder: Path) -> tuple[Path, Conversion]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from forward_runs import TINY
 from range_server import serving
 
@@ -26,13 +24,7 @@ from ckpttool.validator.metrics import Metrics
 from ckpttool.validator.report import Forward, Histogram, Predictions, Validation
 from ckpttool.validator.validation import Asked, Validator
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def copied(folder: Path, dialect: str = "hf", **config: Any) -> Path:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,17 +29,6 @@ from ckpttool.validator.report import Predictions, Validation
 
 REPORTS = {name: make() for name, make in SAMPLES.items()}
 WITH_FORWARD = tuple(name for name, report in REPORTS.items() if report.forward is not None)
-
-
-@pytest.fixture(scope="module")
-def tab() -> Iterator[chromium.Browser]:
-    """One browser for all tests. In CI there must be one; .ci/run installs it."""
-    if chromium.executable() is None and not os.environ.get("CI"):
-        pytest.skip("no Chromium here (apt-get install chromium); CI has one")
-    with chromium.browser() as browser:
-        browser.window(1300, 900)
-        browser.media()
-        yield browser
 
 
 @pytest.fixture(scope="module")
