@@ -323,6 +323,51 @@ def verify(target: str, as_json: bool, debug: bool) -> None:
         sys.exit(1)
 
 
+UPLOAD_EPILOG = f"""\b
+What goes up is what the conversion's receipt names, each file held against it first; licence files, the receipt and a
+model card (README.md). Nothing else of DIR does, and nothing where a text file holds what looks like a token. All of
+it becomes visible in one commit; the same command again goes on, and sends nothing that the Hub has.
+Token, endpoint and cache are huggingface_hub's: hf auth login, HF_TOKEN, HF_ENDPOINT.
+
+\b
+Examples:
+  ckpttool upload gpt-oss-20b-mxfp4 me/gpt-oss-20b-mxfp4 --dry-run       what would go up, and whether it may
+  ckpttool upload gpt-oss-20b-mxfp4 me/gpt-oss-20b-mxfp4 --private
+  ckpttool upload gpt-oss-20b.gguf me/gpt-oss-20b-gguf --quantized-by me
+  ckpttool upload gpt-oss-20b-mxfp4 org/gpt-oss-20b-mxfp4 --pr           as a pull request
+  ckpttool upload my-mxfp4 me/my-mxfp4 --card-only --validation v.json   the quality figures into the card
+
+{EXITS}"""
+
+
+@cli.command(epilog=UPLOAD_EPILOG)
+@click.argument("folder", metavar="DIR", type=click.Path())
+@click.argument("repo", metavar="REPO")
+@click.option("--private/--public", default=None, help="Of a repo that is made now. Default: the account's.")
+@click.option("--revision", metavar="BRANCH", help="Publish there; made from main if missing. Default: main.")
+@click.option("--pr", is_flag=True, help="Open a pull request instead of changing the branch.")
+@click.option("--dry-run", is_flag=True, help="Check all, say what would go up, and send nothing.")
+@click.option("--card-only", is_flag=True, help="Write the model card alone; with --dry-run print it.")
+@click.option(
+    "--validation", type=click.Path(), metavar="FILE", help="Put the figures of `ckpttool validate --json` in the card."
+)
+@click.option("--quantized-by", metavar="NAME", help="Whom the card names.")
+@click.option("--message", metavar="TEXT", help="The commit's title.")
+@click.option("--allow-endpoint", is_flag=True, help="Send the token to another host than the Hub's, or without TLS.")
+@_shared
+def upload(folder: str, repo: str, as_json: bool, debug: bool, **options: Any) -> None:
+    """Publish the finished conversion DIR, a folder or a GGUF, in REPO of the Hugging Face Hub: org/repo[@branch]."""
+    from ckpttool import render
+    from ckpttool.publishing.upload import Asked, Uploader
+
+    uploader = Uploader(folder, repo, Asked(**options))
+    with render.progress(uploader.nbytes, "checking", quiet=as_json or not uploader.nbytes) as advance:
+        uploader.check(advance)
+    with render.progress(uploader.nbytes, "uploading", quiet=as_json or not uploader.nbytes) as advance:
+        report = uploader.run(advance)
+    render.show_publication(report, as_json)
+
+
 VALIDATE_EPILOG = f"""\b
 Levels, each with those before it:
   structure  headers and side files: parts, shapes, config, tokenizer, chat template, end tokens
