@@ -40,7 +40,7 @@ def verify(target: str | Path, *, progress: Progress = lambda nbytes: None) -> V
         InputError: there is no receipt, or it is none of ours.
     """
     asked, path = _found(Path(target))
-    receipt = _read(path)
+    receipt = read_receipt(path)
     tensors: dict[str, list[Mapping[str, Any]]] = {}
     for t in receipt["tensors"]:
         tensors.setdefault(t["file"], []).append(t)
@@ -62,7 +62,7 @@ def find_receipt(target: Path) -> Path:
 
 def receipt_nbytes(target: str | Path) -> int:
     """Bytes of all files that the receipt of `target` names. InputError as `verify` raises it."""
-    return sum(row["nbytes"] for row in _read(find_receipt(Path(target)))["files"])
+    return sum(row["nbytes"] for row in read_receipt(find_receipt(Path(target)))["files"])
 
 
 def _found(target: Path) -> tuple[Path, Path]:
@@ -101,7 +101,8 @@ def _unlisted(asked: Path, receipt: Path, names: Sequence[str]) -> Iterator[str]
         yield f"{asked.name}: not among the files of {receipt.name}"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_receipt(path: Path) -> dict[str, Any]:
+    """The receipt at `path` as it stands, its files and tensors looked through. InputError where it is none of ours."""
     receipt = read_object(path, path.name, RECEIPT_LIMIT)
     if receipt.get("schema") != "conversion.v1":
         hint = "it may be of a newer ckpttool"
