@@ -8,12 +8,15 @@
 
 It checks what the Hub checks: who may write, an object's sha256 and size when it is put, that it is there when it is
 committed, and the parent of a commit. An answer is a value, so that a fault can lose it after all has happened.
+`again` names the objects that were put though they were there; `trees` is all that anybody could ever see of a branch.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import fnmatch
+import functools
 import hashlib
 import json
 import re
@@ -24,14 +27,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, Protocol
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 import pytest
 
 LARGE = (".safetensors", ".gguf", ".bin", ".pt", ".onnx")
 """What a new repo's .gitattributes gives to LFS; and whatever has this many bytes:"""
 LARGE_NBYTES = 10_000_000
+ATTRIBUTES = "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE).encode()
+PAGE = 1000
+"""Rows of a tree in one answer."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,30 @@ class Repo:
         self.refs[ref] = sha
         self.log.append((ref, title))
         for path, data in files.items():
-            if is_large(path, len(data)):
-                self.objects[hashlib.sha256(data).hexdigest()] = data
+            if is_large(path, len(data), files):
+                self.objects[sha256(data)] = data
         return sha
 
+    def trees(self, ref: str = "main") -> list[dict[str, bytes]]:
+        """Every tree that `ref` ever had, the newest last."""
+        return [files for (r, _), files in zip(self.log, self.commits.values(), strict=True) if r == ref]
 
-def is_large(path: str, nbytes: int) -> bool:
-    return path.endswith(LARGE) or nbytes >= LARGE_NBYTES
+
+def is_large(path: str, nbytes: int, files: Mapping[str, bytes]) -> bool:
+    """Whether LFS holds a file, by the .gitattributes among `files`."""
+    rows = (line.split() for line in files.get(".gitattributes", b"").decode().splitlines())
+    patterns = [row[0] for row in rows if "filter=lfs" in row]
+    return nbytes >= LARGE_NBYTES or any(fnmatch.fnmatch(path.rpartition("/")[2], p) for p in patterns)
+
+
+@functools.lru_cache(maxsize=1024)
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def git_sha1(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -100,16 +123,34 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent back. `cut`: so many bytes of the body, then the connection closes; `hangup`: not even a head."""
+    """What is sent back. `cut`: so many bytes of the body, then the connection closes; `hangup`: not even a head.
+    With `silent` it does not close there, but nothing more comes."""
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None
     hangup: bool = False
+    silent: bool = False
 
 
-Fault = Callable[[Call, Callable[[], Answer]], Answer]
+class Act(Protocol):
+    """What answers a call, or another one in its place."""
+
+    def __call__(self, call: Call | None = None) -> Answer: ...
+
+
+Fault = Callable[[Call, Act], Answer]
+
+
+@dataclass(frozen=True)
+class BrokenOff:
+    """The connection is reset once `nbytes` of a request's body have come."""
+
+    nbytes: int
+
+    def __call__(self, call: Call, act: Act) -> Answer:
+        return Answer(hangup=True)
 
 
 class Refused(Exception):
@@ -142,8 +183,24 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Arrived:
+    """A request's head: what it asks for, and the fault that befalls it."""
+
+    route: str
+    groups: tuple[str, ...]
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    fault: Fault | None
+
+
 class FakeHub(ThreadingHTTPServer):
-    """`part_nbytes`: objects over it are put in parts. `cdn`: large files are answered by a redirect, as on the Hub."""
+    """`part_nbytes`: objects over it are put in parts. `cdn`: large files are answered by a redirect, as on the Hub.
+
+    `storage`: what it redirects to and where objects are put: this server too, but it may be by another host's name.
+    `over` is set at the end.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -159,16 +216,24 @@ class FakeHub(ThreadingHTTPServer):
         self.parts: dict[tuple[str, str], dict[int, bytes]] = {}
         self.part_nbytes: int | None = None
         self.cdn = False
+        self.storage = self.endpoint
+        self.again: list[str] = []
+        self.over = threading.Event()
         self.lock = threading.RLock()
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    @property
+    def elsewhere(self) -> str:
+        """This server under the name of another host."""
+        return f"http://localhost:{self.server_address[1]}"
+
     def add(self, name: str, files: Mapping[str, bytes] = {}, *, private: bool = False, gated: bool = False) -> Repo:
         """A repo with one commit on main."""
         repo = self.repos[name] = Repo(name, private, gated)
-        repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n", **files}, "initial commit")
+        repo.commit("main", {".gitattributes": ATTRIBUTES, **files}, "initial commit")
         return repo
 
     def asked(self, route: str) -> list[Call]:
@@ -177,34 +242,38 @@ class FakeHub(ThreadingHTTPServer):
     def count(self, route: str) -> int:
         return len(self.asked(route))
 
-    def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """One request, with the fault that befalls its route."""
-        url = urlsplit(target)
-        path = unquote(url.path.replace("%2F", "%252F"))
-        found = next(
-            ((r, m) for r, wanted, p in ROUTES if wanted == ("GET" if method == "HEAD" else method)
-             if (m := re.fullmatch(p, path))), None,
-        )  # fmt: skip
-        if found is None:
-            return Answer(404, b'{"error": "no such route"}')
-        route, match = found
-        groups = tuple(unquote(g) if g is not None else "" for g in match.groups())
-        call = Call(route, method, path, parse_qs(url.query), headers, body, groups)
-        with self.lock:
-            self.calls.append(call)
-            waiting = self.faults.get(route, [])
-            fault = waiting.pop(0) if waiting else self.always.get(route)
+    def arrived(self, method: str, target: str, headers: Mapping[str, str]) -> Arrived | None:
+        """A request's head; None where there is no such route."""
+        path = unquote(urlsplit(target).path.replace("%2F", "%252F"))
+        for route, wanted, pattern in ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and wanted == ("GET" if method == "HEAD" else method):
+                groups = tuple(unquote(g) if g is not None else "" for g in match.groups())
+                with self.lock:
+                    waiting = self.faults.get(route, [])
+                    fault = waiting.pop(0) if waiting else self.always.get(route)
+                return Arrived(route, groups, method, target, headers, fault)
+        return None
 
-        def act() -> Answer:
+    def answer(self, request: Arrived, body: bytes) -> Answer:
+        """A whole request, with what befalls it."""
+        url = urlsplit(request.target)
+        path = unquote(url.path.replace("%2F", "%252F"))
+        query = parse_qs(url.query)
+        this = Call(request.route, request.method, path, query, request.headers, body, request.groups)
+        with self.lock:
+            self.calls.append(this)
+
+        def act(call: Call | None = None) -> Answer:
             with self.lock:
                 try:
-                    return getattr(self, f"_{route}")(call, *groups)
+                    return getattr(self, f"_{request.route}")(call or this, *request.groups)
                 except Refused as e:
                     said = {"X-Error-Message": e.message} | ({"X-Error-Code": e.code} if e.code else {})
                     return Answer(e.status, json.dumps({"error": e.message}).encode(), said)
 
-        answer = fault(call, act) if fault else act()
-        self.statuses.append((route, answer.status))
+        answer = request.fault(this, act) if request.fault else act()
+        self.statuses.append((request.route, answer.status))
         return answer
 
     # Who may do what
@@ -237,7 +306,10 @@ class FakeHub(ThreadingHTTPServer):
         user = self._user(call)
         if user is None:
             raise Refused(401, "Invalid username or password.")
-        access = {"displayName": "t", "role": user.role if user.only is None else "fineGrained"}
+        access: dict[str, Any] = {"displayName": "t", "role": user.role if user.only is None else "fineGrained"}
+        if user.only is not None:
+            scoped = [{"entity": {"type": "model", "name": n}, "permissions": ["repo.write"]} for n in user.only]
+            access["fineGrained"] = {"canReadGatedRepos": True, "global": [], "scoped": scoped}
         return _json({"type": "user", "name": user.name, "orgs": [], "auth": {"accessToken": access}})
 
     def _create(self, call: Call) -> Answer:
@@ -269,7 +341,7 @@ class FakeHub(ThreadingHTTPServer):
     def _info(self, call: Call, name: str, revision: str) -> Answer:
         repo = self._repo(call, name)
         sha, files = self._tree_of(repo, revision or "main")
-        siblings = [_sibling(p, d) for p, d in sorted(files.items())]
+        siblings = [_sibling(p, files) for p in sorted(files)]
         return _json(
             {"id": name, "modelId": name, "sha": sha, "private": repo.private, "gated": "auto" if repo.gated else False,
              "siblings": siblings, "tags": [], "downloads": 0, "likes": 0, "disabled": False}
@@ -277,13 +349,19 @@ class FakeHub(ThreadingHTTPServer):
 
     def _tree(self, call: Call, name: str, revision: str, path: str) -> Answer:
         _, files = self._tree_of(self._repo(call, name), revision)
-        return _json([_entry(p, d) for p, d in sorted(files.items()) if not path or p.startswith(f"{path}/")])
+        found = [p for p in sorted(files) if not path or p.startswith(f"{path}/")]
+        first = int(call.query.get("cursor", ["0"])[0])
+        answer = _json([_entry(p, files) for p in found[first : first + PAGE]])
+        if len(found) <= first + PAGE:
+            return answer
+        onward = f"{self.endpoint}{call.path}?recursive=true&cursor={first + PAGE}"
+        return replace(answer, headers={**answer.headers, "Link": f'<{onward}>; rel="next"'})
 
     def _paths(self, call: Call, name: str, revision: str) -> Answer:
         _, files = self._tree_of(self._repo(call, name), revision)
         text = call.body.decode()
         wanted = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
-        return _json([_entry(p, files[p]) for p in wanted if p in files])
+        return _json([_entry(p, files) for p in wanted if p in files])
 
     def _preupload(self, call: Call, name: str, revision: str) -> Answer:
         pr = bool(call.query.get("create_pr"))
@@ -291,9 +369,9 @@ class FakeHub(ThreadingHTTPServer):
         _, files = self._tree_of(repo, revision)
         rows = []
         for row in json.loads(call.body)["files"]:
-            mode = "lfs" if is_large(row["path"], row["size"]) else "regular"
+            mode = "lfs" if is_large(row["path"], row["size"], files) else "regular"
             held = files.get(row["path"])
-            oid = None if held is None else (hashlib.sha256(held).hexdigest() if mode == "lfs" else _git_sha1(held))
+            oid = None if held is None else (sha256(held) if mode == "lfs" else git_sha1(held))
             rows.append(
                 {"path": row["path"], "uploadMode": mode, "shouldIgnore": False} | ({"oid": oid} if oid else {})
             )
@@ -308,11 +386,11 @@ class FakeHub(ThreadingHTTPServer):
         row: dict[str, Any] = {"oid": oid, "size": nbytes, "authenticated": True}
         if oid in repo.objects:
             return row
-        href, header = f"{self.endpoint}/objects/{repo.name}/{oid}", {}
+        href, header = f"{self.storage}/objects/{repo.name}/{oid}", {}
         if self.part_nbytes is not None and nbytes > self.part_nbytes:
             href = f"{self.endpoint}/complete/{repo.name}/{oid}"
             header = {"chunk_size": str(self.part_nbytes)} | {
-                str(n + 1): f"{self.endpoint}/parts/{repo.name}/{oid}/{n + 1}"
+                str(n + 1): f"{self.storage}/parts/{repo.name}/{oid}/{n + 1}"
                 for n in range(-(-nbytes // self.part_nbytes))
             }
         verify = {"href": f"{self.endpoint}/verify/{repo.name}", "header": {}}
@@ -330,7 +408,9 @@ class FakeHub(ThreadingHTTPServer):
         return self._take(self.repos[name], oid, b"".join(parts[n] for n in sorted(parts)))
 
     def _take(self, repo: Repo, oid: str, data: bytes) -> Answer:
-        if hashlib.sha256(data).hexdigest() != oid:
+        if oid in repo.objects:
+            self.again.append(oid)
+        if sha256(data) != oid:
             raise Refused(400, "sha256 mismatch")
         repo.objects[oid] = data
         return Answer(200)
@@ -401,12 +481,12 @@ class FakeHub(ThreadingHTTPServer):
         if path not in files:
             raise Refused(404, "Entry not found", "EntryNotFound")
         data = files[path]
-        large = is_large(path, len(data))
-        etag = hashlib.sha256(data).hexdigest() if large else _git_sha1(data)
+        large = is_large(path, len(data), files)
+        etag = sha256(data) if large else git_sha1(data)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         if large and self.cdn:
             linked = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{etag}"'}
-            place = f"{self.endpoint}/cdn/{name}/{etag}?Signature=secret"
+            place = f"{self.storage}/cdn/{name}/{etag}?Signature=secret"
             return Answer(302, b"", headers | linked | {"Location": place})
         return _ranged(call, data, headers)
 
@@ -423,21 +503,19 @@ def _json(value: Any) -> Answer:
     return Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
 
-def _git_sha1(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def _sibling(path: str, data: bytes) -> dict[str, Any]:
-    row: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": _git_sha1(data)}
-    if is_large(path, len(data)):
-        row["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 135}
+def _sibling(path: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    data = files[path]
+    row: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": git_sha1(data)}
+    if is_large(path, len(data), files):
+        row["lfs"] = {"sha256": sha256(data), "size": len(data), "pointerSize": 135}
     return row
 
 
-def _entry(path: str, data: bytes) -> dict[str, Any]:
-    row: dict[str, Any] = {"type": "file", "oid": _git_sha1(data), "size": len(data), "path": path}
-    if is_large(path, len(data)):
-        row["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 135}
+def _entry(path: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    data = files[path]
+    row: dict[str, Any] = {"type": "file", "oid": git_sha1(data), "size": len(data), "path": path}
+    if is_large(path, len(data), files):
+        row["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 135}
     return row
 
 
@@ -455,12 +533,19 @@ def _ranged(call: Call, data: bytes, headers: Mapping[str, str]) -> Answer:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: FakeHub
+    disable_nagle_algorithm = True
+    wbufsize = -1
 
     def do_GET(self) -> None:
+        request = self.server.arrived(self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
+        if request is not None and isinstance(request.fault, BrokenOff):
+            self.rfile.read(min(request.fault.nbytes, int(self.headers.get("Content-Length", 0))))
+            self._hang_up()
+            return
         body = self._body()
-        headers = {k.lower(): v for k, v in self.headers.items()}
-        answer = self.server.answer(self.command, self.path, headers, body)
+        answer = Answer(404, b'{"error": "no such route"}') if request is None else self.server.answer(request, body)
         if answer.hangup:
+            self._silence(answer)
             self._hang_up()
             return
         with contextlib.suppress(ConnectionError):
@@ -469,9 +554,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(answer.body if answer.cut is None else answer.body[: answer.cut])
+                self.wfile.write(answer.body if answer.cut is None else memoryview(answer.body)[: answer.cut])
+            self.wfile.flush()
         if answer.cut is not None:
+            self._silence(answer)
             self._hang_up()
+
+    def _silence(self, answer: Answer) -> None:
+        """Until the client has gone, or the Hub ends."""
+        while answer.silent and not self.server.over.wait(0.01):
+            with contextlib.suppress(BlockingIOError):
+                if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    return
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -495,7 +589,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _hang_up(self) -> None:
         """As a reset, not as an end."""
         with contextlib.suppress(OSError):
-            self.wfile.flush()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
 
@@ -512,6 +605,7 @@ def running() -> Iterator[FakeHub]:
     try:
         yield hub
     finally:
+        hub.over.set()
         hub.shutdown()
         hub.server_close()
         thread.join()
@@ -540,12 +634,12 @@ def status(code: int, message: str = "no", **headers: str) -> Fault:
     return lambda call, act: Answer(code, json.dumps({"error": message}).encode(), named)
 
 
-def reset(call: Call, act: Callable[[], Answer]) -> Answer:
+def reset(call: Call, act: Act) -> Answer:
     """The connection is reset before anything happens."""
     return Answer(hangup=True)
 
 
-def reply_lost(call: Call, act: Callable[[], Answer]) -> Answer:
+def reply_lost(call: Call, act: Act) -> Answer:
     """All happens, and nobody hears of it."""
     act()
     return Answer(hangup=True)
@@ -554,8 +648,22 @@ def reply_lost(call: Call, act: Callable[[], Answer]) -> Answer:
 def then_status(code: int) -> Fault:
     """All happens, and the answer says that it did not."""
 
-    def fault(call: Call, act: Callable[[], Answer]) -> Answer:
+    def fault(call: Call, act: Act) -> Answer:
         act()
+        return Answer(code, b'{"error": "gateway"}')
+
+    return fault
+
+
+def late(hub: FakeHub, seconds: float, code: int = 504) -> Fault:
+    """A gateway gives up waiting; it happens after that, unless the Hub has ended."""
+
+    def fault(call: Call, act: Act) -> Answer:
+        def after() -> None:
+            if not hub.over.wait(seconds):
+                act()
+
+        threading.Thread(target=after, daemon=True).start()
         return Answer(code, b'{"error": "gateway"}')
 
     return fault
@@ -569,26 +677,42 @@ def truncated(n: int) -> Fault:
 def stalled(seconds: float) -> Fault:
     """Nothing for so long, then the answer."""
 
-    def fault(call: Call, act: Callable[[], Answer]) -> Answer:
+    def fault(call: Call, act: Act) -> Answer:
         time.sleep(seconds)
         return act()
 
     return fault
 
 
-def wrong_bytes(call: Call, act: Callable[[], Answer]) -> Answer:
+def silent(call: Call, act: Act) -> Answer:
+    """Nothing happens, and nothing comes, as long as the client waits."""
+    return Answer(hangup=True, silent=True)
+
+
+def silent_after(n: int) -> Fault:
+    """All happens; `n` bytes of the answer's body come, and then nothing, as long as the client waits."""
+    return lambda call, act: replace(act(), cut=n, silent=True)
+
+
+def wrong_bytes(call: Call, act: Act) -> Answer:
     """A body of the right size, whose middle byte is another."""
     answer = act()
-    at = len(answer.body) // 2
-    flipped = answer.body[:at] + bytes(b ^ 1 for b in answer.body[at : at + 1]) + answer.body[at + 1 :]
-    return replace(answer, body=flipped)
+    return replace(answer, body=flipped(answer.body))
 
 
-def ignored_range(call: Call, act: Callable[[], Answer]) -> Answer:
+def garbled(call: Call, act: Act) -> Answer:
+    """What was sent arrives with another byte in its middle."""
+    return act(replace(call, body=flipped(call.body)))
+
+
+def flipped(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes(b ^ 1 for b in data[at : at + 1]) + data[at + 1 :]
+
+
+def ignored_range(call: Call, act: Act) -> Answer:
     """200 and the whole file, whatever the range."""
-    answer = act()
-    headers = {k: v for k, v in answer.headers.items() if k != "Content-Range"}
-    return Answer(200, answer.body, headers)
+    return act(replace(call, headers={k: v for k, v in call.headers.items() if k != "range"}))
 
 
 def redirected(target: str, code: int = 302) -> Fault:
@@ -596,12 +720,51 @@ def redirected(target: str, code: int = 302) -> Fault:
     return lambda call, act: Answer(code, b"", {"Location": target})
 
 
+def other_host(hub: FakeHub, code: int = 307) -> Fault:
+    """To the same path and query at another host, where the same is answered; a redirect from there is not again."""
+
+    def fault(call: Call, act: Act) -> Answer:
+        there = f"{hub.elsewhere}{quote(call.path)}?{urlencode(call.query, doseq=True)}".rstrip("?")
+        return act() if call.headers["host"] in there else Answer(code, b"", {"Location": there})
+
+    return fault
+
+
+def page(call: Call, act: Act) -> Answer:
+    """What a captive portal answers: 200, and words."""
+    return Answer(200, b"<!doctype html><html><body>Welcome to our hotel</body></html>", {"Content-Type": "text/html"})
+
+
+def said(edit: Callable[[Any], Any]) -> Fault:
+    """All happens, and the answer's JSON is what `edit` makes of it."""
+
+    def fault(call: Call, act: Act) -> Answer:
+        answer = act()
+        return replace(answer, body=json.dumps(edit(json.loads(answer.body))).encode())
+
+    return fault
+
+
 def moved(hub: FakeHub, name: str, ref: str = "main", path: str = "elsewhere.txt") -> Fault:
     """Somebody else commits to the branch just before."""
 
-    def fault(call: Call, act: Callable[[], Answer]) -> Answer:
-        repo = hub.repos[name]
-        repo.commit(ref, {**repo.files(ref), path: b"by another"}, "by another")
+    def fault(call: Call, act: Act) -> Answer:
+        with hub.lock:
+            repo = hub.repos[name]
+            repo.commit(ref, {**repo.files(ref), path: b"by another"}, "by another")
+        return act()
+
+    return fault
+
+
+def forgotten(hub: FakeHub, name: str) -> Fault:
+    """Just before, the objects that no commit holds are swept away."""
+
+    def fault(call: Call, act: Act) -> Answer:
+        with hub.lock:
+            repo = hub.repos[name]
+            held = {sha256(data) for files in repo.commits.values() for data in files.values()}
+            repo.objects = {oid: data for oid, data in repo.objects.items() if oid in held}
         return act()
 
     return fault

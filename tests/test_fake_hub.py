@@ -80,7 +80,7 @@ def test_what_it_refuses(hub: FakeHub) -> None:
     with pytest.raises(HfHubHTTPError, match="Invalid user token"):
         api(hub, "hf_" + "x" * 34).whoami()
     old = repo.head()
-    repo.commit("main", {})
+    repo.commit("main", repo.files())
     adding = [CommitOperationAdd("x", b"1")]
     with pytest.raises(HfHubHTTPError, match="412"):
         api(hub).create_commit("ada/m", adding, commit_message="x", parent_commit=old)
