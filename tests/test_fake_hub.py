@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_hub
 import pytest
 from fake_hub import FakeHub, User
-from huggingface_hub import CommitOperationAdd, HfApi, HfFileSystem
+from huggingface_hub import CommitOperationAdd, HfApi, HfFileSystem, get_session
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+from ckpttool.containers.http import session
 
 TOKEN = "hf_" + "w" * 34
 READER = "hf_" + "r" * 34
@@ -97,3 +101,102 @@ def test_faults(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Exception, match=r"disconnected|reset|peer"):
         client.create_commit("ada/m", [CommitOperationAdd("x", b"1")], commit_message="x")
     assert hub.count("preupload") == 2 and repo.files()["x"] == b"1"
+
+
+def test_gitattributes_decide_what_lfs_holds(hub: FakeHub) -> None:
+    repo = hub.add("ada/m", {".gitattributes": b"*.safetensors filter=lfs -text\n"})
+    adding = [CommitOperationAdd(n, DATA) for n in ("x.safetensors", "x.gguf")]
+    api(hub).create_commit("ada/m", adding, commit_message="x")
+    assert [s.rfilename for s in api(hub).repo_info("ada/m", files_metadata=True).siblings if s.lfs] == [
+        "x.safetensors"
+    ]
+    assert list(repo.objects) == [hashlib.sha256(DATA).hexdigest()]
+
+
+def test_a_tree_comes_in_pages(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_hub, "PAGE", 3)
+    hub.add("ada/m", {f"{n}.txt": b"x" for n in range(7)})
+    assert len(list(api(hub).list_repo_tree("ada/m", recursive=True))) == 8
+    assert hub.count("tree") == 3
+
+
+def test_objects_at_another_host(hub: FakeHub) -> None:
+    """Where no token is sent."""
+    hub.storage, hub.cdn = hub.elsewhere, True
+    hub.add("ada/m", private=True)
+    api(hub).create_commit("ada/m", [CommitOperationAdd("x.safetensors", DATA)], commit_message="x")
+    with HfFileSystem(endpoint=hub.endpoint, token=TOKEN).open("ada/m/x.safetensors", "rb") as f:
+        assert f.read() == DATA
+    away = [c for c in hub.calls if c.headers["host"].startswith("localhost")]
+    assert {c.route for c in away} == {"object", "cdn"} and not any(c.token for c in away)
+
+
+def test_what_was_there_already(hub: FakeHub) -> None:
+    """A put of what the Hub holds is remembered, and so is every tree."""
+    repo = hub.add("ada/m", {"x.safetensors": DATA})
+    oid = hashlib.sha256(DATA).hexdigest()
+    get_session().put(f"{hub.endpoint}/objects/ada/m/{oid}", content=DATA)
+    assert hub.again == [oid]
+    repo.commit("main", {"y": b""})
+    repo.commit("next", {"z": b""})
+    assert [sorted(t) for t in repo.trees()] == [[".gitattributes", "x.safetensors"], ["y"]]
+
+
+def got(hub: FakeHub, fault: fake_hub.Fault) -> Any:
+    """The answer to a range of x.safetensors that `fault` befalls, within half a second."""
+    hub.faults["resolve"] = [fault]
+    headers = {"Range": "bytes=10-19", "Authorization": f"Bearer {TOKEN}"}
+    return get_session().get(f"{hub.endpoint}/ada/m/resolve/main/x.safetensors", headers=headers, timeout=0.5)
+
+
+NO_ANSWER = [fake_hub.reset, fake_hub.silent, fake_hub.silent_after(3), fake_hub.truncated(3), fake_hub.BrokenOff(0)]
+
+
+@pytest.mark.parametrize("fault", NO_ANSWER)
+def test_answers_that_do_not_come(hub: FakeHub, fault: fake_hub.Fault) -> None:
+    hub.add("ada/m", {"x.safetensors": DATA})
+    library, _ = session()
+    waits = getattr(fault, "__name__", "") == "silent" or fault is NO_ANSWER[2]
+    with pytest.raises(library.ReadTimeout if waits else (library.ReadError, library.RemoteProtocolError)):
+        got(hub, fault)
+
+
+def test_answers_that_are_others(hub: FakeHub) -> None:
+    hub.add("ada/m", {"x.safetensors": DATA})
+    whole = got(hub, fake_hub.ignored_range)
+    assert (whole.status_code, whole.content) == (200, DATA)
+    wrong = got(hub, fake_hub.wrong_bytes)
+    assert wrong.status_code == 206 and wrong.content[:5] == DATA[10:15] and wrong.content != DATA[10:20]
+    wait = got(hub, fake_hub.status(429, Retry_After="7"))
+    assert (wait.status_code, wait.headers["retry-after"]) == (429, "7")
+    there = got(hub, fake_hub.other_host(hub))
+    assert there.content == DATA[10:20] and there.url.host == "localhost"
+    assert [c.token for c in hub.asked("resolve")[-2:]] == [TOKEN, None]
+    assert b"hotel" in got(hub, fake_hub.page).content
+
+
+def test_uploads_that_break_off(hub: FakeHub) -> None:
+    hub.add("ada/m")
+    oid = hashlib.sha256(DATA).hexdigest()
+    url = f"{hub.endpoint}/objects/ada/m/{oid}"
+    hub.faults["object"] = [fake_hub.BrokenOff(1000), fake_hub.garbled, None]
+    with pytest.raises(session()[0].TransportError):
+        get_session().put(url, content=DATA)
+    assert get_session().put(url, content=DATA).status_code == 400
+    assert not hub.repos["ada/m"].objects
+    assert get_session().put(url, content=DATA).status_code == 200
+    hub.faults["batch"] = [fake_hub.forgotten(hub, "ada/m")]
+    api(hub).preupload_lfs_files("ada/m", [CommitOperationAdd("x.safetensors", DATA)])
+    assert not hub.again and hub.count("object") == 3
+
+
+def test_a_commit_that_comes_late(hub: FakeHub) -> None:
+    repo = hub.add("ada/m")
+    hub.faults["commit"] = [fake_hub.late(hub, 0.1)]
+    with pytest.raises(HfHubHTTPError, match="504"):
+        api(hub).create_commit("ada/m", [CommitOperationAdd("x", b"1")], commit_message="x")
+    assert "x" not in repo.files()
+    deadline = time.monotonic() + 10
+    while "x" not in repo.files() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert repo.files()["x"] == b"1"
