@@ -1,1 +1,1 @@
-"""Checkpoints to the Hub: what may be uploaded, whether it can be, one commit that shows all of it, and a model card."""
+"""Checkpoints to the Hub: what may be uploaded and whether it can be, one commit that shows all of it, a model card."""

@@ -1,0 +1,105 @@
+"""What looks like a secret: found in text that would be published, refused on the command line, kept out of messages.
+
+Each kind has a form of its own, so that no words around it are needed and hashes, ids and vocabularies are not mistaken
+for one. What was found is never shown, only its kind and place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ckpttool.errors import CkptError, InputError, UsageError, raise_all
+
+MOST_SHOWN = 5
+"""Places of one file that are named."""
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What looks like a secret of this kind begins in this line, from 1, and at this byte."""
+
+    line: int
+    kind: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of secret. One of the `marks` is in each, which is quicker to look for than the pattern."""
+
+    name: str
+    marks: tuple[bytes, ...]
+    pattern: re.Pattern[bytes]
+
+
+def _kind(name: str, marks: str, pattern: bytes) -> Kind:
+    return Kind(name, tuple(m.encode() for m in marks.split()), re.compile(pattern))
+
+
+TOKEN = _kind("a Hugging Face token", "hf_ api_org_", rb"(?:hf_(?:oauth_|jwt_|app_)?|api_org_)[A-Za-z0-9]{30,}")
+
+KINDS = (
+    TOKEN,
+    _kind("an AWS access key", "AKIA ASIA", rb"(?<![A-Za-z0-9/+])A[KS]IA[A-Z2-7]{16}(?![A-Za-z0-9/+])"),
+    _kind(
+        "an AWS secret key",
+        "aws_secret_access_key AWS_SECRET_ACCESS_KEY",
+        rb"(?i:aws_secret_access_key)[\\\"']*\s*[:=]\s*[\\\"']*[A-Za-z0-9/+]{40}",
+    ),
+    _kind("a GitHub token", "ghp_ gho_ ghu_ ghs_ ghr_", rb"gh[pousr]_[A-Za-z0-9]{36,}"),
+    _kind("a GitHub token", "github_pat_", rb"github_pat_[A-Za-z0-9_]{50,}"),
+    _kind("a GitLab token", "glpat-", rb"glpat-[A-Za-z0-9_-]{20,}"),
+    _kind("a Google API key", "AIza", rb"(?<![A-Za-z0-9/+])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9/+])"),
+    _kind("a Slack token", "xoxa- xoxb- xoxe- xoxp- xoxr- xoxs-", rb"xox[abeprs]-[A-Za-z0-9-]{20,}"),
+    _kind("an OpenAI key", "T3BlbkFJ", rb"sk-[A-Za-z0-9_-]{8,}T3BlbkFJ[A-Za-z0-9_-]{8,}"),
+    _kind("an Anthropic key", "sk-ant-", rb"sk-ant-[a-z0-9]+-[A-Za-z0-9_-]{40,}"),
+    _kind("an npm token", "npm_", rb"npm_[A-Za-z0-9]{36}"),
+    _kind("a PyPI token", "pypi-AgE", rb"pypi-AgE[A-Za-z0-9_-]{50,}"),
+    _kind("a signed web token", "eyJ", rb"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
+    _kind("a private key", "PRIVATE", rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"),
+    _kind("a password of .netrc", "password", rb"machine\s+\S+\s+login\s+\S+\s+password\s+\S+"),
+    _kind("a password in a URL", "://", rb"://[^/\s:@\"'<>{}$]+:[^/\s:@\"'<>{}$]{8,}@"),
+)
+
+
+def find(data: bytes) -> list[Secret]:
+    """What looks like a secret in `data`, in its order."""
+    found = [(m.start(), k.name) for k in KINDS if any(x in data for x in k.marks) for m in k.pattern.finditer(data)]
+    return [Secret(1 + data.count(b"\n", 0, at), kind, at) for at, kind in sorted(found)]
+
+
+def refuse(name: str, data: bytes, hint: str, *, is_text: bool = True) -> None:
+    """InputError where `data` of the file `name` holds what looks like a secret: its lines, or bytes of a header."""
+    raise_all(list(_refusals(name, find(data), hint, is_text)))
+
+
+def _refusals(name: str, found: list[Secret], hint: str, is_text: bool) -> Iterator[CkptError]:
+    for secret in found[:MOST_SHOWN]:
+        if is_text:
+            yield InputError(f"line {secret.line} holds what looks like {secret.kind}", file=name, hint=hint)
+        else:
+            what = f"its header holds what looks like {secret.kind}"
+            yield InputError(what, file=name, offset=secret.offset, hint=hint)
+    if len(found) > MOST_SHOWN:
+        yield InputError(f"and {len(found) - MOST_SHOWN} more of them", file=name, hint=hint)
+
+
+def refuse_arguments(argv: Iterable[str]) -> None:
+    """UsageError where a Hugging Face token stands on the command line: there it is no secret any more."""
+    if any(TOKEN.pattern.search(a.encode("utf-8", "surrogateescape")) for a in argv):
+        hint = (
+            "every user of this machine can see it there, and the shell keeps it: revoke it, "
+            "then use hf auth login or HF_TOKEN"
+        )
+        raise UsageError("a token stands on the command line", hint=hint)
+
+
+def redacted(text: str) -> str:
+    """`text` with the name of its kind in place of whatever looks like a secret."""
+    data = text.encode("utf-8", "surrogatepass")
+    for kind in KINDS:
+        if any(x in data for x in kind.marks):
+            data = kind.pattern.sub(f"({kind.name})".encode(), data)
+    return data.decode("utf-8", "surrogatepass")
