@@ -36,6 +36,7 @@ LARGE = (".safetensors", ".gguf", ".bin", ".pt", ".onnx")
 """What a new repo's .gitattributes gives to LFS; and whatever has this many bytes:"""
 LARGE_NBYTES = 10_000_000
 ATTRIBUTES = "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE).encode()
+DATE = "2026-01-01T00:00:00.000Z"
 PAGE = 1000
 """Rows of a tree in one answer."""
 
@@ -54,7 +55,8 @@ class User:
 
 @dataclass
 class Repo:
-    """`commits` by sha: each a whole tree of contents by path; `refs` by name."""
+    """`commits` by sha: each a whole tree of contents by path; `refs` by name; `pulls` are pull requests by number,
+    each with its title and author."""
 
     name: str
     private: bool = False
@@ -63,6 +65,7 @@ class Repo:
     refs: dict[str, str] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     log: list[tuple[str, str]] = field(default_factory=list)
+    pulls: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def head(self, ref: str = "main") -> str:
         return self.refs[ref]
@@ -81,6 +84,13 @@ class Repo:
             if is_large(path, len(data), files):
                 self.objects[sha256(data)] = data
         return sha
+
+    def pull(self, head: str, title: str, author: str) -> int:
+        """A new pull request that begins at `head`; its number."""
+        number = len(self.pulls) + 1
+        self.pulls[number] = (title, author)
+        self.refs[f"refs/pr/{number}"] = head
+        return number
 
     def trees(self, ref: str = "main") -> list[dict[str, bytes]]:
         """Every tree that `ref` ever had, the newest last."""
@@ -171,6 +181,10 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("preupload", "POST", rf"/api/models/{_ID}/preupload/([^/]+)"),
     ("commit", "POST", rf"/api/models/{_ID}/commit/([^/]+)"),
     ("branch", "POST", rf"/api/models/{_ID}/branch/([^/]+)"),
+    ("commits", "GET", rf"/api/models/{_ID}/commits/([^/]+)"),
+    ("discussions", "GET", rf"/api/models/{_ID}/discussions"),
+    ("discuss", "POST", rf"/api/models/{_ID}/discussions"),
+    ("discussion", "GET", rf"/api/models/{_ID}/discussions/(\d+)"),
     ("merge", "POST", rf"/api/models/{_ID}/discussions/(\d+)/merge"),
     ("info", "GET", rf"/api/models/{_ID}(?:/revision/([^/]+))?"),
     ("batch", "POST", rf"/{_ID}\.git/info/lfs/objects/batch"),
@@ -334,9 +348,50 @@ class FakeHub(ThreadingHTTPServer):
 
     def _refs(self, call: Call, name: str) -> Answer:
         repo = self._repo(call, name)
-        rows = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": sha} for n, sha in repo.refs.items()]
-        branches = [r for r in rows if not r["name"].startswith("refs/")]
-        return _json({"branches": branches, "tags": [], "converts": []})
+        pulls = {n: sha for n, sha in repo.refs.items() if n.startswith("refs/")}
+        heads = {n: sha for n, sha in repo.refs.items() if n not in pulls}
+        branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": sha} for n, sha in heads.items()]
+        found: dict[str, Any] = {"branches": branches, "tags": [], "converts": []}
+        if call.query.get("include_prs"):
+            names = {n: n.rpartition("/")[2] for n in pulls}
+            found["pullRequests"] = [{"name": names[n], "ref": n, "targetCommit": sha} for n, sha in pulls.items()]
+        return _json(found)
+
+    def _commits(self, call: Call, name: str, revision: str) -> Answer:
+        """Those of one ref, the newest first."""
+        repo = self._repo(call, name)
+        rows = [
+            {"id": sha, "title": title, "message": "", "date": DATE, "authors": []}
+            for (ref, title), sha in zip(repo.log, repo.commits, strict=True)
+            if ref in (revision, "main")
+        ]
+        return _json(rows[::-1])
+
+    def _discussions(self, call: Call, name: str) -> Answer:
+        """Pull requests, the newest first."""
+        repo, asked = self._repo(call, name), call.query.get("author")
+        rows = [self._row(repo, n) for n, (_, author) in repo.pulls.items() if asked in (None, [author])]
+        return _json({"discussions": rows[::-1], "count": len(rows), "start": 0})
+
+    def _discussion(self, call: Call, name: str, number: str) -> Answer:
+        repo = self._repo(call, name)
+        if int(number) not in repo.pulls:
+            raise Refused(404, "no such discussion")
+        more = {"changes": {"base": "refs/heads/main", "mergeCommitId": None}, "filesWithConflicts": [], "events": []}
+        return _json(self._row(repo, int(number)) | more)
+
+    def _row(self, repo: Repo, number: int) -> dict[str, Any]:
+        title, author = repo.pulls[number]
+        said = {"num": number, "title": title, "author": {"name": author}, "createdAt": DATE, "status": "open"}
+        return said | {"repo": {"name": repo.name, "type": "model"}, "isPullRequest": True}
+
+    def _discuss(self, call: Call, name: str) -> Answer:
+        """A pull request without commits."""
+        repo, user, asked = self._repo(call, name), self._user(call), json.loads(call.body)
+        if user is None or not asked["pullRequest"]:
+            raise Refused(403 if user is None else 400, "only pull requests, and only of somebody")
+        number = repo.pull(repo.head(), asked["title"], user.name)
+        return _json({"title": asked["title"], "num": number, "pullRequest": True})
 
     def _info(self, call: Call, name: str, revision: str) -> Answer:
         repo = self._repo(call, name)
@@ -441,10 +496,9 @@ class FakeHub(ThreadingHTTPServer):
         files = dict(before)
         for line in lines[1:]:
             self._apply(repo, files, line["key"], line["value"])
-        number = 1 + sum(r.startswith("refs/pr/") for r in repo.refs)
+        user = self._user(call)
+        number = repo.pull(head, header["summary"], user.name if user else "") if pr else 0
         ref = f"refs/pr/{number}" if pr else revision
-        if pr:
-            repo.refs[ref] = head
         sha = repo.commit(ref, files, header["summary"])
         said = {
             "success": True,

@@ -200,3 +200,15 @@ def test_a_commit_that_comes_late(hub: FakeHub) -> None:
     while "x" not in repo.files() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert repo.files()["x"] == b"1"
+
+
+def test_pull_requests_are_listed(hub: FakeHub) -> None:
+    repo, client = hub.add("ada/m"), api(hub)
+    found = client.create_commit("ada/m", [CommitOperationAdd("y", b"1")], commit_message="y", create_pr=True)
+    refs = client.list_repo_refs("ada/m", include_pull_requests=True)
+    assert [(r.ref, r.target_commit) for r in refs.pull_requests] == [("refs/pr/1", found.oid)]
+    client.create_pull_request("ada/m", title="z")
+    client.create_commit("ada/m", [CommitOperationAdd("z", b"1")], commit_message="z", revision="refs/pr/2")
+    assert "z" in repo.files("refs/pr/2") and "z" not in repo.files()
+    assert [(d.num, d.title) for d in client.get_repo_discussions("ada/m", author="ada")] == [(2, "z"), (1, "y")]
+    assert [c.title for c in client.list_repo_commits("ada/m", revision="refs/pr/2")] == ["z", "initial commit"]
