@@ -213,7 +213,8 @@ class FakeHub(ThreadingHTTPServer):
     """`part_nbytes`: objects over it are put in parts. `cdn`: large files are answered by a redirect, as on the Hub.
 
     `storage`: what it redirects to and where objects are put: this server too, but it may be by another host's name.
-    `over` is set at the end.
+    `plan` says what befalls a request of a route and its repo (None where it names none), before `faults` are looked
+    at. `later` are threads of what happens after an answer. `over` is set at the end.
     """
 
     daemon_threads = True
@@ -225,6 +226,8 @@ class FakeHub(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.faults: dict[str, list[Fault | None]] = {}
         self.always: dict[str, Fault] = {}
+        self.plan: Callable[[str, str | None], Fault | None] = lambda route, repo: None
+        self.later: list[threading.Thread] = []
         self.calls: list[Call] = []
         self.statuses: list[tuple[str, int]] = []
         self.parts: dict[tuple[str, str], dict[int, bytes]] = {}
@@ -264,8 +267,9 @@ class FakeHub(ThreadingHTTPServer):
             if match and wanted == ("GET" if method == "HEAD" else method):
                 groups = tuple(unquote(g) if g is not None else "" for g in match.groups())
                 with self.lock:
+                    fault = self.plan(route, groups[0] if groups else None)
                     waiting = self.faults.get(route, [])
-                    fault = waiting.pop(0) if waiting else self.always.get(route)
+                    fault = fault or (waiting.pop(0) if waiting else self.always.get(route))
                 return Arrived(route, groups, method, target, headers, fault)
         return None
 
@@ -717,7 +721,9 @@ def late(hub: FakeHub, seconds: float, code: int = 504) -> Fault:
             if not hub.over.wait(seconds):
                 act()
 
-        threading.Thread(target=after, daemon=True).start()
+        thread = threading.Thread(target=after, daemon=True)
+        hub.later.append(thread)
+        thread.start()
         return Answer(code, b'{"error": "gateway"}')
 
     return fault
