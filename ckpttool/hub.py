@@ -6,25 +6,31 @@ token, offline mode and cache folders are huggingface_hub's own business: HF_END
 
 from __future__ import annotations
 
+import json
 import re
-import threading
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlsplit
 
-from ckpttool.containers import answers
-from ckpttool.containers.http import HttpRanges, session
-from ckpttool.containers.patience import retried
+from ckpttool.containers import answers, exchange, limits
+from ckpttool.containers.http import HttpRanges
 from ckpttool.containers.remote import RemoteFolder, RemotePath
 from ckpttool.containers.stores import without_secrets
 from ckpttool.errors import InputError, NetworkError, UsageError
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import HfUri
-    from huggingface_hub.hf_api import RepoSibling
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TIMEOUT = 30
-"""Seconds for the list of a repo's files."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Listed(NamedTuple):
+    """What the Hub's list says of one file: its bytes, and the sha256 of a large one."""
+
+    nbytes: int | None
+    sha256: str | None
 
 
 def is_hub_url(url: str) -> bool:
@@ -42,12 +48,8 @@ def hub_folder(source: str) -> tuple[RemoteFolder, str | None]:
         NetworkError: no such repo or revision, no access, or the Hub cannot be reached.
     """
     uri, source = _parsed(source), without_secrets(source)
-    info = _listed(uri, source)
-    sha = info.sha
-    if not isinstance(sha, str) or not _COMMIT.fullmatch(sha):
-        raise NetworkError("the Hub names no commit", file=source, hint=answers.LATER)
+    sha, files = _listed(uri, source)
     where = f"hf://{_plural(uri)}{uri.id}@{sha}"
-    files = {s.rfilename: s for s in info.siblings or ()}
     path = uri.path_in_repo.strip("/")
     if path in files:
         folder, _, name = path.rpartition("/")
@@ -74,65 +76,83 @@ def _parsed(source: str) -> HfUri:
     return uri
 
 
-def _listed(uri: HfUri, source: str) -> Any:
-    """The repo's files with sizes and hashes at its newest commit, or that of the revision: one request."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+def _listed(uri: HfUri, source: str) -> tuple[str, dict[str, Listed]]:
+    """The newest commit of a repo, or that of the revision, and its files: one request."""
+    from huggingface_hub import constants
 
-    from ckpttool import __version__
+    revision = "" if uri.revision is None else f"/revision/{quote(uri.revision, safe='')}"
+    url = f"{constants.ENDPOINT}/api/{uri.type}s/{uri.id}{revision}?blobs=true"
+    headers = _headers()
+    logged_in = "authorization" in headers
 
-    api = HfApi(library_name="ckpttool", library_version=__version__)
-    library, _ = session()
+    def refused(response: httpx2.Response) -> Exception:
+        return _refused(response.status_code, response.headers, uri, source, logged_in=logged_in)
 
-    def ask(gone: threading.Event) -> Any:
-        with answers.translated(library, source):
-            try:
-                return api.repo_info(
-                    uri.id, revision=uri.revision, repo_type=uri.type, files_metadata=True, timeout=_TIMEOUT
-                )
-            except HfHubHTTPError as error:
-                raise _refused(error, uri, source) from error
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                what = f"the Hub's answer is not what its API promises: {type(error).__name__}: {error}"
-                raise NetworkError(what, file=source, hint="is HF_ENDPOINT a Hub?") from error
-
-    return retried(ask, source)
+    text = exchange.document(url, headers, source, limits.HUB_LIST, refused)
+    try:
+        said = json.loads(text)
+        return _commit(said["sha"]), dict(_file(row) for row in said["siblings"])
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        what = f"the Hub's answer is not what its API promises: {type(error).__name__}: {error}"
+        raise NetworkError(what, file=source, hint="is HF_ENDPOINT a Hub?") from error
 
 
-def _refused(error: Any, uri: HfUri, source: str) -> Exception:
-    """The Hub's refusal to list a repo, as ours."""
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    page = _page(uri)
-    if isinstance(error, RevisionNotFoundError):
-        return answers.NotThere(f"the repo has no revision {uri.revision}", file=source, hint=f"see {page}")
-    status, headers = error.response.status_code, error.response.headers
-    gated = headers.get("x-error-code") == "GatedRepo"
-    if status == 404 or (isinstance(error, RepositoryNotFoundError) and not gated):
-        hint = f"check the name; for a private repo, {'may your token read it?' if get_token() else answers.LOG_IN}"
-        return answers.NotThere(f"no such repo at {_host()}, or none for you", file=source, hint=hint)
-    return answers.refusal(status, headers, source, repo_url=page, logged_in=get_token() is not None)
+def _commit(sha: Any) -> str:
+    if not isinstance(sha, str) or not _COMMIT.fullmatch(sha):
+        raise ValueError("it names no commit")
+    return sha
 
 
-def _folder(uri: HfUri, sha: str, label: str, siblings: dict[str, RepoSibling], path: str) -> RemoteFolder:
-    """The files beneath `path`, by their names relative to it."""
-    from huggingface_hub import constants, hf_hub_url
+def _file(row: Any) -> tuple[str, Listed]:
+    """A file's path in the repo, and what the list says of it."""
+    name, nbytes, sha256 = row["rfilename"], row.get("size"), (row.get("lfs") or {}).get("sha256")
+    if type(name) is not str or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise ValueError(f"{name!r:.200} is no path in a repo")
+    if nbytes is not None and (type(nbytes) is not int or not 0 <= nbytes <= limits.INT64_MAX):
+        raise ValueError(f"{name!r:.200} has {nbytes!r:.40} bytes")
+    if sha256 is not None and not _SHA256.fullmatch(sha256):
+        raise ValueError(f"{name!r:.200} has the sha256 {sha256!r:.80}")
+    return name, Listed(nbytes, sha256)
+
+
+def _headers() -> dict[str, str]:
+    """Who asks, with the token if there is one."""
     from huggingface_hub.utils import build_hf_headers
 
     from ckpttool import __version__
 
-    headers = build_hf_headers(library_name="ckpttool", library_version=__version__)
+    return build_hf_headers(library_name="ckpttool", library_version=__version__)
+
+
+_BAD_TOKEN = "Invalid credentials in Authorization header"
+
+
+def _refused(status: int, headers: Mapping[str, str], uri: HfUri, source: str, *, logged_in: bool) -> Exception:
+    """The Hub's refusal to list a repo, as ours; without a token, 401 is also its answer where there is no such repo."""
+    page, code = _page(uri), headers.get("x-error-code")
+    if code == "RevisionNotFound":
+        return answers.NotThere(f"the repo has no revision {uri.revision}", file=source, hint=f"see {page}")
+    unknown = status == 404 or (status == 401 and headers.get("x-error-message") != _BAD_TOKEN)
+    if code == "RepoNotFound" or (unknown and code != "GatedRepo"):
+        hint = f"check the name; for a private repo, {'may your token read it?' if logged_in else answers.LOG_IN}"
+        return answers.NotThere(f"no such repo at {_host()}, or none for you", file=source, hint=hint)
+    return answers.refusal(status, headers, source, repo_url=page, logged_in=logged_in)
+
+
+def _folder(uri: HfUri, sha: str, label: str, listed: dict[str, Listed], path: str) -> RemoteFolder:
+    """The files beneath `path`, by their names relative to it."""
+    from huggingface_hub import constants, hf_hub_url
+
+    headers = _headers()
     page = _page(uri)
     prefix = f"{path}/" if path else ""
     files = {}
-    for full, sibling in siblings.items():
+    for full, file in listed.items():
         if not full.startswith(prefix):
             continue
         name = full.removeprefix(prefix)
         url = hf_hub_url(uri.id, full, repo_type=uri.type, revision=sha, endpoint=constants.ENDPOINT)
-        sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        ranges = HttpRanges(url, name, headers, size=sibling.size, sha256=sha256, commit=sha, repo_url=page)
+        ranges = HttpRanges(url, name, headers, size=file.nbytes, sha256=file.sha256, commit=sha, repo_url=page)
         files[name] = RemotePath(name.rpartition("/")[2], f"{label}/{name}", ranges)
     return RemoteFolder(label, files, name=uri.id.rpartition("/")[2], revision=uri.revision, commit=sha)
 
@@ -146,7 +166,7 @@ def _page(uri: HfUri) -> str:
     """The repo's page, where terms are accepted."""
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{_plural(uri)}{uri.id}"
+    return f"{without_secrets(constants.ENDPOINT)}/{_plural(uri)}{uri.id}"
 
 
 def _plural(uri: HfUri) -> str:
@@ -156,4 +176,4 @@ def _plural(uri: HfUri) -> str:
 def _host() -> str:
     from huggingface_hub import constants
 
-    return urlsplit(constants.ENDPOINT).netloc
+    return urlsplit(without_secrets(constants.ENDPOINT)).netloc

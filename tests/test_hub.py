@@ -386,7 +386,8 @@ def test_addresses_that_are_none(hub: web.Server, source: str, says: str) -> Non
 
 def test_a_list_of_files_that_redirects_without_end(hub: web.Server) -> None:
     hub.always["/api/models/org/loop"] = web.redirect("/api/models/org/loop")
-    assert "the server misbehaves" in refused("org/loop")
+    assert "more than 3 redirects" in refused("org/loop")
+    assert len(hub.log) == 4
 
 
 def test_no_token_of_an_address_is_shown(hub: web.Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from enum import IntEnum
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -12,12 +13,13 @@ from urllib.parse import urlsplit
 from ckpttool.errors import NetworkError, UsageError
 
 if TYPE_CHECKING:
-    import ipaddress
+    from ipaddress import IPv4Address, IPv6Address
 
 LATER: Final = "try again later"
 CHANGED: Final = "it was replaced meanwhile; run the command again"
 NO_SUPPORT: Final = "the server does not answer ranges as RFC 9110 says; download the file and give it"
 LOG_IN: Final = "log in with: hf auth login (or set HF_TOKEN)"
+PROXY: Final = "look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
 ONLINE: Final = "unset HF_HUB_OFFLINE, or give a local folder"
 
 TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
@@ -75,6 +77,8 @@ def refusal(
         if repo_url:
             hint = f"may your token read {repo_url}?" if logged_in else LOG_IN
         return NotThere(f"the server refuses access ({status})", file=label, hint=hint)
+    if status == 407:
+        return NetworkError("the proxy wants another user or password (407)", file=label, hint=PROXY)
     if status in (404, 410):
         return NotThere(f"there is no such file ({status})", file=label, hint="check the name")
     return NetworkError(f"the server answers {status}", file=label, hint="check the URL")
@@ -118,10 +122,17 @@ def translated(library: ModuleType, label: str) -> Iterator[None]:
         raise NetworkError("is remote, and HF_HUB_OFFLINE is set", file=label, hint=ONLINE) from error
     except (library.InvalidURL, library.UnsupportedProtocol, UnicodeError) as error:  # the last for a host's name
         raise UsageError(f"is no URL that can be asked: {error}", file=label, hint="check the URL") from error
+    except library.LocalProtocolError as error:  # which quotes the header, and that may be the token
+        what = "the request cannot be made: a header of it is not allowed"
+        raise UsageError(
+            what, file=label, hint="is HF_TOKEN, or the password in the URL, what it should be?"
+        ) from error
     except (library.ConnectError, library.ConnectTimeout) as error:
         tls = "CERTIFICATE" in str(error).upper()
         hint = "set SSL_CERT_FILE if the certificate is your own" if tls else "check the name and the network"
         raise Again(f"cannot connect: {error}", tries=1 if tls else 2, hint=hint) from error
+    except library.ProxyError as error:
+        raise Again(f"the proxy refuses: {error}", tries=2, hint=PROXY) from error
     except library.TimeoutException as error:
         raise Again("does not answer in time") from error
     except library.TransportError as error:
@@ -130,11 +141,21 @@ def translated(library: ModuleType, label: str) -> Iterator[None]:
         raise NetworkError(f"the server misbehaves: {error}", file=label, hint="is it the right URL?") from error
 
 
-def refuse_redirect(origin: str, target: str, label: str) -> None:
-    """NetworkError for a redirect that leaves HTTPS, or from the public network into a private one.
+class Reach(IntEnum):
+    """From how far away an address can be reached."""
 
-    Link-local addresses (cloud metadata) are refused from everywhere. A name is resolved here and once more by the
-    client; where it cannot be resolved (behind a proxy), the proxy decides.
+    LINK = 0  # where clouds keep their credentials
+    MACHINE = 1
+    PRIVATE = 2
+    PUBLIC = 3
+
+
+def refuse_redirect(origin: str, target: str, label: str) -> None:
+    """NetworkError for a redirect that leaves HTTPS, or that leads further inside than `origin` lies.
+
+    From the public network none leads into a private one, from there none to this machine, and from nowhere one to a
+    link-local address. A name is resolved here and once more by the client; where it cannot be resolved (behind a
+    proxy), the proxy decides.
     """
     start, end = urlsplit(origin), urlsplit(target)
     hint = "the server, or something between, misleads; download the file by other means"
@@ -142,19 +163,33 @@ def refuse_redirect(origin: str, target: str, label: str) -> None:
         raise NetworkError(f"redirects from {start.scheme} to {end.scheme}", file=label, hint=hint)
     if end.hostname == start.hostname:
         return
-    inside = any(not a.is_global for a in _addresses(start.hostname))
     try:
-        found = _addresses(end.hostname)
+        found = [_reach(a) for a in _addresses(end.hostname)]
     except UnicodeError as error:
-        raise NetworkError(
-            f"redirects to {end.hostname}, which no host can be called", file=label, hint=hint
-        ) from error
-    for address in found:
-        if address.is_link_local or not (address.is_global or inside):
-            raise NetworkError(f"redirects to {end.hostname}, a private address", file=label, hint=hint)
+        what = f"redirects to {end.hostname}, which no host can be called"
+        raise NetworkError(what, file=label, hint=hint) from error
+    lies = max((_reach(a) for a in _addresses(start.hostname)), default=Reach.PUBLIC)
+    if found and min(found) < max(lies, Reach.MACHINE):
+        raise NetworkError(f"redirects to {end.hostname}, a private address", file=label, hint=hint)
 
 
-def _addresses(host: str | None) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+def _reach(address: IPv4Address | IPv6Address) -> Reach:
+    """That of an address, or of the IPv4 address that it carries."""
+    from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
+    if isinstance(address, IPv6Address):
+        mapped = address.ipv4_mapped or address.sixtofour
+        if address in IPv6Network("64:ff9b::/96"):  # what NAT64 translates
+            mapped = IPv4Address(int(address) & 0xFFFF_FFFF)
+        address = mapped or address
+    if address.is_link_local:
+        return Reach.LINK
+    if address.is_loopback or address.is_unspecified:
+        return Reach.MACHINE
+    return Reach.PUBLIC if address.is_global else Reach.PRIVATE
+
+
+def _addresses(host: str | None) -> list[IPv4Address | IPv6Address]:
     import ipaddress
     import socket
 

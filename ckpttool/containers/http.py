@@ -1,35 +1,26 @@
 """Ranges of a file over HTTP: pinned to what the first answer showed, bounded in time, bytes, tries and redirects.
 
 A range that breaks off is asked for again, from where it did. How often and how long is `patience`'s business.
-
-The client is huggingface_hub's (httpx2, httpx before its 2.0): connection pool, proxies, certificates, HF_HUB_OFFLINE
-and whatever factory the user has set are its own. Redirects are followed here, one by one, because each must be looked
-at; the client makes the next request, and strips the token from it where the host changes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ckpttool.containers import answers, patience
+from ckpttool.containers import answers
 from ckpttool.containers.answers import Again, Stale
-from ckpttool.containers.limits import KIB
+from ckpttool.containers.exchange import Hop, answered, refuse_coding
 from ckpttool.containers.patience import retried
 from ckpttool.errors import CkptError, NetworkError
 
 if TYPE_CHECKING:
     import httpx2
 
-
-REDIRECTS: Final = 3
-
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -73,14 +64,6 @@ class Filling:
         """`more` behind what is there. ValueError where it has no room."""
         self._view[self._filled : self._filled + len(more)] = more
         self._filled += len(more)
-
-
-@dataclass
-class Hop:
-    """Where the bytes are asked for: the given URL, or what it last redirected to; `headers` are fit for there."""
-
-    url: str
-    headers: dict[str, str]
 
 
 class HttpRanges:
@@ -174,30 +157,14 @@ class HttpRanges:
     @contextlib.contextmanager
     def _answer(self, at: int, stop: int) -> Iterator[httpx2.Response]:
         """The last answer to a request for `at` to `stop`: its head checked, its body not yet read."""
-        library, client = session()
-        with answers.translated(library, self.label):
-            hop = self._hop
-            remembered = hop is not self._origin
-            for _ in range(REDIRECTS + 1):
-                wait = library.Timeout(patience.PATIENCE.read, connect=patience.PATIENCE.connect)
-                headers = hop.headers | {"Range": f"bytes={at}-{stop - 1}", "Accept-Encoding": "identity"}
-                request = client.build_request("GET", hop.url, headers=headers, timeout=wait)
-                response = client.send(request, stream=True, follow_redirects=False)
-                try:
-                    self._pinned(response)
-                    if response.next_request is None:
-                        self._refuse(response, remembered)
-                        self._hop = hop
-                        yield response
-                        return
-                    answers.refuse_redirect(self._origin.url, str(response.next_request.url), self.label)
-                    hop = Hop(str(response.next_request.url), _kept(response.next_request.headers))
-                    _drain(response)
-                finally:
-                    response.close()
-        raise NetworkError(f"more than {REDIRECTS} redirects", file=self.label, hint="give the URL that they lead to")
+        start = self._hop
+        more = {"Range": f"bytes={at}-{stop - 1}"}
+        with answered(start, self._origin.url, more, self.label, self._pinned) as (response, hop):
+            self._refuse(response, remembered=start is not self._origin)
+            self._hop = hop
+            yield response
 
-    def _refuse(self, response: httpx2.Response, remembered: bool) -> None:
+    def _refuse(self, response: httpx2.Response, *, remembered: bool) -> None:
         """Raise for every status but those that carry bytes; `Stale` where a `remembered` redirect has run out."""
         status = response.status_code
         if status in (200, 206, 416):
@@ -212,11 +179,12 @@ class HttpRanges:
         commit = response.headers.get("x-repo-commit")
         if self._commit and commit and commit != self._commit:
             raise self._changed(f"is of commit {commit[:12]}, not {self._commit[:12]}")
+        linked = response.headers.get("x-linked-etag", "").strip('"')
+        if self.sha256 and _SHA256.fullmatch(linked) and linked != self.sha256:
+            raise self._changed(f"its sha256 is {linked[:12]}…, that of the list {self.sha256[:12]}…")
         if response.status_code not in (200, 206):
             return
-        if (coding := response.headers.get("content-encoding", "identity")) != "identity":
-            what = f"the answer is compressed ({coding}), though that was not asked for"
-            raise NetworkError(what, file=self.label, hint=answers.NO_SUPPORT)
+        refuse_coding(response, self.label)
         etag = response.headers.get("etag") or response.headers.get("last-modified")
         if self.etag is not None and etag != self.etag:
             raise self._changed(f"its etag is {etag}, at first it was {self.etag}")
@@ -228,9 +196,10 @@ class HttpRanges:
             return self._past_end(response)
         if response.status_code == 200:
             length = response.headers.get("content-length", "")
-            if at or (length.isdigit() and int(length) > stop):
+            known = length.isascii() and length.isdigit()
+            if at or (known and int(length) > stop):
                 raise NetworkError(_IGNORES, file=self.label, hint=_WHOLE)
-            if not length.isdigit():
+            if not known:
                 return None
             self._sized(int(length))
             return int(length)
@@ -264,26 +233,3 @@ class HttpRanges:
 
 _IGNORES: Final = "the server ignores ranges and would send the whole file"
 _WHOLE: Final = "download it and give the local file"
-
-
-def _drain(response: httpx2.Response) -> None:
-    """Read the few words of a redirect, so that its connection can be used again."""
-    taken = 0
-    for chunk in response.iter_raw():
-        taken += len(chunk)
-        if taken > 64 * KIB:
-            return
-
-
-def _kept(headers: Mapping[str, str]) -> dict[str, str]:
-    """Of a request's headers those that are ours: the client adds its own anew."""
-    return {k: v for k, v in headers.items() if k.lower() in ("authorization", "user-agent")}
-
-
-def session() -> tuple[ModuleType, httpx2.Client]:
-    """huggingface_hub's client, which threads share, and the library that it is of, under either of its names."""
-    from huggingface_hub import get_session
-
-    client = get_session()
-    name = next(m for c in type(client).__mro__ if (m := c.__module__.partition(".")[0]) in ("httpx2", "httpx"))
-    return importlib.import_module(name), client

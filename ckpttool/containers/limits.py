@@ -61,5 +61,7 @@ REMOTE_REQUESTS: Final = 3
 """Ranges of one remote header."""
 REMOTE_FILES: Final = 1_000
 """Files of one remote checkpoint; Kimi-K2 has 61, DeepSeek-V3 163."""
+HUB_LIST: Final = 16 * MIB
+"""Bytes of the Hub's list of a repo's files, some 250 for each file."""
 REMOTE_PARALLEL: Final = 8
 """Remote headers read at once."""

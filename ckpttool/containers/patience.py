@@ -1,7 +1,7 @@
 """How long a remote end is waited for, and how often it is asked again.
 
 Whatever a server does, one range ends within `Patience.altogether` and the time that its bytes need at
-`Patience.slowest`, 300 seconds and 16 for each MiB: up to five tries, the pauses between them, and the waits that
+`Patience.slowest`, 600 seconds and 16 for each MiB: up to five tries, the pauses between them, and the waits that
 answers ask for. A header takes three ranges at most, a side file one.
 """
 
@@ -36,8 +36,8 @@ class Patience:
     total: float = 60
     slowest: float = 64 * KIB
     pauses: tuple[float, ...] = (0.5, 1, 2, 4)
-    longest_wait: float = 60
-    altogether: float = 300
+    longest_wait: float = 300  # the Hub counts requests in windows of so many seconds
+    altogether: float = 600
 
 
 PATIENCE = Patience()

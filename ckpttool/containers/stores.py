@@ -63,6 +63,9 @@ class StoreRanges:
                 if (now := _version(self._system.info(self._path))) != self.etag:
                     what = f"the remote file changed: its etag is {now}, at first it was {self.etag}"
                     raise NetworkError(what, file=self.label, hint=CHANGED)
+            if len(data) > stop - start:
+                what = f"sends {len(data):,} bytes where {stop - start:,} were asked for"
+                raise NetworkError(what, file=self.label, hint="download the file and give it")
             self._asked = True
         except CkptError:
             raise
