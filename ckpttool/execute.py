@@ -2,7 +2,8 @@
 
 Everything is made in `TARGET.partial/`: files preallocated, slabs worked by threads in any order and journalled,
 finished stretches read back and hashed while later slabs are written. The commit is a rename. A run that stops goes on
-from its journal; a run that fails leaves TARGET as it was.
+from its journal; a run that fails leaves TARGET as it was. Where there is a `Delivery`, each file goes out as soon as
+its hash is known, and may then be freed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
 
@@ -21,9 +20,9 @@ from ckpttool import workplace
 from ckpttool.buffers import buffers_for
 from ckpttool.codecs import cpu
 from ckpttool.commit import sync_folder
-from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.remote import RemoteFile, open_file
-from ckpttool.containers.source import LocalFile, LocalTarget
+from ckpttool.containers.source import LocalFile
+from ckpttool.delivery import Delivery
 from ckpttool.errors import (
     CheckFailed,
     CkptError,
@@ -34,7 +33,8 @@ from ckpttool.errors import (
     UsageError,
     os_error,
 )
-from ckpttool.journal import Entry, Journal
+from ckpttool.journal import Entry, Freed, Journal
+from ckpttool.order import in_file_order, in_turns, window
 from ckpttool.place import Place
 from ckpttool.planner import Plan
 from ckpttool.preflight import check_target
@@ -44,6 +44,7 @@ from ckpttool.reports import Conversion, dump
 from ckpttool.resources import Limits, Resources, resources
 from ckpttool.sidecars import write_sidecar
 from ckpttool.slabwork import Phases, Worker
+from ckpttool.staged import Staged
 from ckpttool.steps import target_ranges
 from ckpttool.threads import Crew
 
@@ -61,58 +62,97 @@ def execute(
     overwrite: bool = False,
     verify: bool = True,
     progress: Progress = lambda nbytes: None,
+    delivery: Delivery | None = None,
 ) -> Conversion:
-    """Carry out `plan` and return the receipt.
+    """Carry out `plan` and return the receipt. What is delivered is read back, whatever `verify` says.
 
     Raises:
         InputError: a value in the source that the target cannot hold; TARGET is as it was.
         LocalIOError: TARGET exists, the disk is full, another run works on it, what was read back differs.
         LimitError: not even one slab fits into the memory allowed, or the GPU has not as much.
+        NetworkError: a remote end refuses or breaks off; so does whoever it is delivered to.
     """
     begun = perf_counter()
     place = plan.place
+    verify = verify or delivery is not None
+    frees = delivery is not None and delivery.frees
     settled = workplace.settle(plan, verify=verify)
-    if settled is not None:
+    if settled is not None and delivery is None:
         return settled
-    check_target(plan, overwrite)
+    check_target(plan, overwrite, frees=frees)
     using = resources(plan, limits)  # last, since it may measure for seconds
     with workplace.locked(place):
-        done = workplace.resumed(plan)
+        freed = {f.file: f for f in workplace.freed(plan) if delivery and frees and delivery.has(f.sha256, f.nbytes)}
+        done = workplace.resumed(plan, freed)
         try:
-            conversion = _convert(plan, limits, done, using, verify, progress, begun)
+            run = _Run(plan, done, freed, progress, delivery)
+            conversion = _convert(run, limits, using, verify, begun)
         except (InputError, CheckFailed):
             workplace.discard(place)  # the same source and options would fail the same way again
             raise
         except (LocalIOError, LimitError, NetworkError, UsageError, OSError) as e:
-            error = e if isinstance(e, CkptError) else os_error(e)
             if done:
-                more = "the same command then goes on where this one stopped"
-                error.hint = f"{error.hint}; {more}" if error.hint else more
-            else:  # nothing to go on from: a full disk is not kept full
-                workplace.discard(place)
-            raise error from e
-        workplace.commit(plan, overwrite=overwrite)
+                raise _resumable(e) from e
+            workplace.discard(place)  # nothing to go on from: a full disk is not kept full
+            raise _ours(e) from e
+        if delivery is not None:
+            try:
+                delivery.finish(conversion, place.staged)
+            except (CkptError, OSError) as e:
+                raise _resumable(e) from e
+        if frees:
+            workplace.discard(place)
+        else:
+            workplace.commit(plan, overwrite=overwrite)
     return conversion
 
 
-@dataclass
+def _ours(error: CkptError | OSError) -> CkptError:
+    return error if isinstance(error, CkptError) else os_error(error)
+
+
+def _resumable(error: CkptError | OSError) -> CkptError:
+    """`error` with the hint that nothing is lost."""
+    out, more = _ours(error), "the same command then goes on where this one stopped"
+    out.hint = f"{out.hint}; {more}" if out.hint else more
+    return out
+
+
 class _Run:
     """What threads share: what is done, and who waits for it."""
 
-    plan: Plan
-    done: dict[int, Entry]
-    journal: Journal
-    progress: Progress
-    crew: Crew = field(default_factory=Crew)
+    def __init__(
+        self,
+        plan: Plan,
+        done: dict[int, Entry],
+        freed: Mapping[str, Freed],
+        progress: Progress,
+        delivery: Delivery | None,
+    ) -> None:
+        self.plan = plan
+        self.done = done
+        self.progress = progress
+        self.delivery = delivery
+        self.crew = Crew()
+        self.checks = _checks(plan)
+        self.hashes = {name: f.sha256 for name, f in freed.items()}
+        self.resumed = len(done)
+        self.journal = Journal(plan.place.partial / "journal", plan.digest, [*done.values(), *freed.values()])
+        frees = delivery is not None and delivery.frees
+        self.staged = Staged(plan, self.checks, self.crew, window(plan) if frees else len(plan.files), freed)
 
     def todo(self) -> list[int]:
         """The slabs that are not done yet, in the order in which they are begun."""
-        return [i for i in _in_turns(self.plan) if i not in self.done]
+        order = in_turns(self.plan) if self.delivery is None else in_file_order(self.plan)
+        return [i for i in order if i not in self.done]
 
     def work(self, worker: Worker, index: int) -> None:
         """Work slab number `index`, and write it down."""
         slab = self.plan.slabs[index]
-        entry = worker.work(index, slab, self.plan.steps[slab.step])
+        step = self.plan.steps[slab.step]
+        if not self.staged.reach(at.file for at in target_ranges(step, slab)):
+            return
+        entry = worker.work(index, slab, step)
         self.journal.add(entry)
         with self.crew.changed:
             self.done[index] = entry
@@ -126,36 +166,47 @@ class _Run:
             crew.changed.wait_for(lambda: crew.failure is not None or slab in self.done)
             return None if crew.failure else self.done[slab].crcs[index]
 
+    def unread(self) -> list[str]:
+        """The files that are to be read back, in order."""
+        return [name for name in self.checks if name not in self.hashes]
 
-def _convert(
-    plan: Plan, limits: Limits, done: dict[int, Entry], using: Resources, verify: bool, progress: Progress, begun: float
-) -> Conversion:
+    def read_back(self, name: str) -> None:
+        """Read back one file, as far as it is written; note what it hashes to, and deliver it."""
+        file = self.staged.open(name)
+        sha256 = read_back(file, self.checks[name], self.crc) if file is not None else None
+        if file is None or sha256 is None:
+            return
+        if self.delivery is not None:
+            self.delivery.deliver(name, file, sha256)
+            if self.delivery.frees:
+                self.journal.add(Freed(name, file.size, sha256))
+                self.staged.free(name)
+        self.hashes[name] = sha256
+
+
+def _convert(run: _Run, limits: Limits, using: Resources, verify: bool, begun: float) -> Conversion:
     """Make all files, receipt included, in the folder of the unfinished conversion; `begun` is when the run did."""
-    place = plan.place
-    journal = Journal(place.partial / "journal", plan.digest, list(done.values()))
-    resumed = len(done)
+    plan, place, staged = run.plan, run.plan.place, run.staged
     with contextlib.ExitStack() as stack:
-        stack.callback(journal.close)
+        stack.callback(run.journal.close)
+        stack.callback(staged.close)
         sources: dict[str, LocalFile | RemoteFile] = {}
         for f in plan.source.files:
             sources[f.name] = open_file(f.place, f.name)
             stack.callback(sources[f.name].close)
-        checks = _checks(plan)
-        targets, using, workers = _prepared(plan, limits, checks, using, sources, stack)
+        using, workers = _prepared(run, limits, using, sources, stack)
         prepared = perf_counter()
-        run = _Run(plan, done, journal, progress)
-        for entry in done.values():
-            progress(plan.written_nbytes(entry.slab))
+        for entry in run.done.values():
+            run.progress(plan.written_nbytes(entry.slab))
         run.crew.add(run.todo(), [partial(run.work, worker) for worker in workers])
-        hashes: dict[str, str] = {}
         if verify:
-            run.crew.add(checks.items(), [partial(_read_back, run, targets, hashes)] * using.readers)
+            run.crew.add(run.unread(), [run.read_back] * using.readers)
         run.crew.run()
         _require_unchanged(plan)
         worked = perf_counter()
         sidecars = {s.name: write_sidecar(s, place.staged, verify=verify) for s in plan.sidecars}
-        outcome = Outcome(run.done, checks, hashes if verify else None, sidecars, resumed, using)
-        _sync(place, targets.values())
+        outcome = Outcome(run.done, run.checks, run.hashes if verify else None, sidecars, run.resumed, using)
+        _sync(place, staged)
         ended = perf_counter()
         outcome.seconds = {
             "total": ended - begun,
@@ -186,54 +237,22 @@ def _require_unchanged(plan: Plan) -> None:
 
 
 def _prepared(
-    plan: Plan,
+    run: _Run,
     limits: Limits,
-    checks: dict[str, list[Stretch]],
     using: Resources,
     sources: Mapping[str, LocalFile | RemoteFile],
     stack: contextlib.ExitStack,
-) -> tuple[dict[str, LocalTarget], Resources, list[Worker]]:
-    """All target files, preallocated, while kernels and GPUs are made ready: only the files wait for the disk."""
+) -> tuple[Resources, list[Worker]]:
+    """The target files that may lie there, preallocated, while kernels and GPUs are made ready: only the files wait
+    for the disk."""
+    staged = run.staged
     with ThreadPoolExecutor(PREALLOCATED_AT_ONCE) as pool:
-        made = {f.name: pool.submit(_made, plan.place.staged / f.name, f, checks[f.name]) for f in plan.files}
-        try:
-            cpu.load()
-            using, buffers = buffers_for(plan, limits, using, stack)
-        finally:
-            for file in made.values():
-                stack.callback(_close, file)
-    targets = {name: file.result() for name, file in made.items()}
-    return targets, using, [Worker(sources, targets, plan.target.lossless, *buffer) for buffer in buffers]
-
-
-def _close(file: Future[LocalTarget]) -> None:
-    if file.exception() is None:
-        file.result().close()
-
-
-def _made(path: Path, layout: FileLayout, checks: Iterable[Stretch]) -> LocalTarget:
-    """The target file: made whole, or the one of the earlier run; what no slab writes is written either way."""
-    if not path.exists():
-        file = LocalTarget.create(path, layout.size, path.name)
-    else:
-        file = LocalTarget.open(path, path.name)
-        for gap in checks:
-            if gap.slab is None:
-                file.writeall(gap.offset, bytes(gap.nbytes))
-    file.writeall(0, layout.header)
-    return file
-
-
-def _in_turns(plan: Plan) -> Iterable[int]:
-    """Slabs of one target file after the other, in turns.
-
-    Linux lets one thread at a time write to a file, so several files take several times the bytes; and a file's sha256
-    has to go from its begin to its end, so several are hashed in a fraction of the time.
-    """
-    of_file: dict[str, list[int]] = {f.name: [] for f in plan.files}
-    for i, slab in enumerate(plan.slabs):
-        of_file[target_ranges(plan.steps[slab.step], slab)[0].file].append(i)
-    return (i for turn in zip_longest(*of_file.values()) for i in turn if i is not None)
+        made = [pool.submit(staged.open, name) for name in staged.reached]
+        cpu.load()
+        using, buffers = buffers_for(run.plan, limits, using, stack)
+    for file in made:
+        file.result()
+    return using, [Worker(sources, staged.files, run.plan.target.lossless, *buffer) for buffer in buffers]
 
 
 def _checks(plan: Plan) -> dict[str, list[Stretch]]:
@@ -245,24 +264,13 @@ def _checks(plan: Plan) -> dict[str, list[Stretch]]:
     return {f.name: stretches(f, ranges[f.name]) for f in plan.files}
 
 
-def _read_back(
-    run: _Run, targets: dict[str, LocalTarget], hashes: dict[str, str], unread: tuple[str, list[Stretch]]
-) -> None:
-    """Read back one file, as far as it is written; what it hashes to goes into `hashes`."""
-    name, found = unread
-    sha256 = read_back(targets[name], found, run.crc)
-    if sha256 is not None:
-        hashes[name] = sha256
-
-
 def _summed(workers: Iterable[Worker]) -> dict[str, float]:
     phases = [w.phases for w in workers]
     return {name: sum(getattr(p, name) for p in phases) for name in Phases.__slots__}
 
 
-def _sync(place: Place, targets: Iterable[LocalTarget]) -> None:
-    for file in targets:
-        file.sync()
+def _sync(place: Place, staged: Staged) -> None:
+    staged.sync()
     for path in place.staged.rglob("*"):
         if path.is_dir():
             sync_folder(path)

@@ -2,7 +2,7 @@
 
 The first line names the plan. A line is written after the slab's bytes, and ends with a CRC-32 of its own: from a line
 on that is torn or damaged, nothing counts. What a line says of bytes is not believed on resume: they are read again and
-compared with its CRCs.
+compared with its CRCs. A file that was delivered and removed has a line too; whoever got it is asked again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,27 @@ class Entry:
         return len(self.crcs) == ranges and len(self.changed) in (1, parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """A file that somebody else has, and that lies here no more."""
+
+    file: str
+    nbytes: int
+    sha256: str
+
+
 def read_entries(path: Path, digest: str) -> list[Entry] | None:
-    """The entries of the journal at `path`, or None where it is missing or belongs to another plan."""
+    """The slabs in the journal at `path`, or None where it is missing or belongs to another plan."""
+    lines = _read(path, digest)
+    return None if lines is None else [line for line in lines if isinstance(line, Entry)]
+
+
+def read_freed(path: Path, digest: str) -> list[Freed]:
+    """The files that are freed by the journal at `path`; none where it is missing or belongs to another plan."""
+    return [line for line in _read(path, digest) or () if isinstance(line, Freed)]
+
+
+def _read(path: Path, digest: str) -> list[Entry | Freed] | None:
     try:
         lines = path.read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
@@ -41,9 +60,10 @@ def read_entries(path: Path, digest: str) -> list[Entry] | None:
     head = _parsed(lines[0])
     if head is None or head.get("plan") != digest:
         return None
-    entries = []
+    entries: list[Entry | Freed] = []
     for line in lines[1:]:
-        entry = _entry(_parsed(line))
+        row = _parsed(line)
+        entry = _freed(row) if row and "file" in row else _entry(row)
         if entry is None or _line(entry) != line:  # which tells its CRC too
             break
         entries.append(entry)
@@ -69,10 +89,16 @@ def _entry(row: dict[str, Any] | None) -> Entry | None:
     return entry
 
 
+def _freed(row: dict[str, Any]) -> Freed | None:
+    found = Freed(row["file"], row.get("nbytes", -1), row.get("sha256", ""))
+    texts = all(type(text) is str for text in (found.file, found.sha256))
+    return found if texts and type(found.nbytes) is int and found.nbytes >= 0 else None
+
+
 class Journal:
     """Appends entries; each is one write, so that threads and a kill leave whole lines."""
 
-    def __init__(self, path: Path, digest: str, entries: Sequence[Entry]) -> None:
+    def __init__(self, path: Path, digest: str, entries: Sequence[Entry | Freed]) -> None:
         """Write the journal anew with what is still believed, and keep it open."""
         fresh = path.with_suffix(".new")
         lines = [json.dumps({"plan": digest}).encode(), *map(_line, entries)]
@@ -81,7 +107,7 @@ class Journal:
         self._lock = threading.Lock()
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry | Freed) -> None:
         """Append one entry. OSError where the disk does not take all of it, ValueError once the journal is closed."""
         line = _line(entry) + b"\n"
         with self._lock:
@@ -98,7 +124,11 @@ class Journal:
                 os.close(fd)
 
 
-def _line(entry: Entry) -> bytes:
+def _line(entry: Entry | Freed) -> bytes:
     """The entry's line, without its end."""
-    row = {"slab": entry.slab, "crcs": entry.crcs, "changed": entry.changed}
+    row: dict[str, Any]
+    if isinstance(entry, Freed):
+        row = {"file": entry.file, "nbytes": entry.nbytes, "sha256": entry.sha256}
+    else:
+        row = {"slab": entry.slab, "crcs": entry.crcs, "changed": entry.changed}
     return json.dumps(row | {"check": crc32(json.dumps(row).encode())}).encode()

@@ -9,6 +9,7 @@ from pathlib import Path
 from ckpttool.commit import exists_error
 from ckpttool.errors import InputError, LocalIOError, UsageError
 from ckpttool.locate import COMPANION_NAMES, INDEX_SUFFIX, LICENCE_PREFIXES, TEMPLATES
+from ckpttool.order import peak_nbytes, window
 from ckpttool.place import RECEIPT_NAME, Place
 from ckpttool.planner import Plan
 from ckpttool.reports import read_conversion
@@ -19,14 +20,17 @@ NAME_LIMIT = 255
 """Bytes of a file name, on every file system in use."""
 
 
-def check_target(plan: Plan, overwrite: bool) -> None:
+def check_target(plan: Plan, overwrite: bool, *, frees: bool = False) -> None:
     """Refuse a target that exists, unless it may be overwritten, a name too long, and a disk that is too small.
+
+    Where files are freed nothing lies at the target in the end, and so nothing there is in the way.
 
     Raises:
         LocalIOError, UsageError: what stands against it.
     """
     place = plan.place
-    check_vacant(place, plan.digest, overwrite=overwrite)
+    if not frees:
+        check_vacant(place, plan.digest, overwrite=overwrite)
     longest = max((place.partial.name, place.receipt_name, *place.names), key=lambda n: len(os.fsencode(n)))
     if len(os.fsencode(longest)) > NAME_LIMIT:
         raise UsageError("TARGET's name is too long for the files beside it", file=longest, hint="give a shorter one")
@@ -34,10 +38,15 @@ def check_target(plan: Plan, overwrite: bool) -> None:
     if not folder.is_dir():
         raise LocalIOError("is a file, and TARGET would lie in it", file=str(folder), hint=OTHER)
     begun = sum(p.stat().st_blocks * 512 for p in place.staged.glob("*")) if place.staged.is_dir() else 0
-    need, free = plan.nbytes - begun, shutil.disk_usage(folder).free
+    need, free = disk_nbytes(plan, frees=frees) - begun, shutil.disk_usage(folder).free
     if need > free:
         text = f"needs {size(need)} more, {folder} has {size(free)}"
         raise LocalIOError(text, file=str(place.path), hint="free some space, or choose another disk")
+
+
+def disk_nbytes(plan: Plan, *, frees: bool) -> int:
+    """The most bytes of the disk that the conversion takes at once."""
+    return peak_nbytes(plan, window(plan)) if frees else plan.nbytes
 
 
 def check_vacant(place: Place, digest: str, *, overwrite: bool) -> None:

@@ -6,17 +6,19 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ckpttool.codecs.reference import BAD_KINDS, BadBlock
 from ckpttool.codecs.transcode import Bytes, Counts, Operand, transcode
-from ckpttool.containers.source import LocalTarget, ReadableFile
+from ckpttool.containers.source import ReadableFile
 from ckpttool.crc import crc32
 from ckpttool.errors import CheckFailed, InputError
 from ckpttool.journal import Entry
 from ckpttool.steps import ByteRange, Kind, Side, Slab, Step, for_gpu, target_ranges
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from ckpttool.codecs.gpu_link import Lane
 
 ALIGNMENT = 64
@@ -62,13 +64,20 @@ def lay(side: Side, slab: Slab, step: Step, buffer: Bytes) -> Laid:
     return Laid(Operand(side.codec, tuple(fields), parts, side.transposed), tuple(pieces))
 
 
+class Writable(Protocol):
+    """Where a slab's bytes go: a `LocalTarget`, or what takes its place."""
+
+    def writeall(self, offset: int, buffer: ReadableBuffer, /) -> None:
+        """Write all of `buffer` at `offset`."""
+
+
 class Worker:
     """Works slabs one after the other; one for each thread. While it waits for a GPU, others read and write."""
 
     def __init__(
         self,
         sources: Mapping[str, ReadableFile],
-        targets: Mapping[str, LocalTarget],
+        targets: Mapping[str, Writable],
         lossless: bool,
         buffer: Bytes,
         lane: Lane | None = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from ckpttool.commit import move_in
 from ckpttool.containers.source import LocalTarget
 from ckpttool.crc import crc32
 from ckpttool.errors import InputError, LocalIOError
-from ckpttool.journal import Entry, read_entries
+from ckpttool.journal import Entry, Freed, read_entries, read_freed
 from ckpttool.place import Place
 from ckpttool.planner import Plan
 from ckpttool.preflight import check_vacant
@@ -89,8 +89,17 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def resumed(plan: Plan) -> dict[int, Entry]:
-    """The slabs of an earlier run that are still there, byte for byte; everything else of it is removed."""
+def freed(plan: Plan) -> list[Freed]:
+    """The files that an earlier run has delivered and deleted, as it says."""
+    pinned = all(f.version is not None for f in plan.source.files)
+    return read_freed(plan.place.partial / "journal", plan.digest) if pinned else []
+
+
+def resumed(plan: Plan, freed: Collection[str] = ()) -> dict[int, Entry]:
+    """The slabs of an earlier run that are still there, byte for byte; everything else of it is removed.
+
+    Of `freed` files all is done, and nothing lies here.
+    """
     place = plan.place
     entries = read_entries(place.partial / "journal", plan.digest)
     if entries is not None and any(f.version is None for f in plan.source.files):
@@ -104,21 +113,24 @@ def resumed(plan: Plan) -> dict[int, Entry]:
     held: dict[str, LocalTarget] = {}
     with contextlib.ExitStack() as stack:
         for path in place.staged.iterdir():
-            if path.is_file() and not path.is_symlink() and path.stat().st_size == sizes.get(path.name):
+            whole = path.is_file() and not path.is_symlink() and path.stat().st_size == sizes.get(path.name)
+            if whole and path.name not in freed:
                 held[path.name] = stack.enter_context(LocalTarget.open(path, path.name))
             elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        return {e.slab: e for e in entries if 0 <= e.slab < len(plan.slabs) and _is_there(plan, e, held)}
+        return {e.slab: e for e in entries if 0 <= e.slab < len(plan.slabs) and _is_there(plan, e, held, freed)}
 
 
-def _is_there(plan: Plan, entry: Entry, held: dict[str, LocalTarget]) -> bool:
+def _is_there(plan: Plan, entry: Entry, held: Mapping[str, LocalTarget], freed: Collection[str]) -> bool:
     slab = plan.slabs[entry.slab]
     ranges = target_ranges(plan.steps[slab.step], slab)
     if not entry.fits(len(ranges), len(plan.steps[slab.step].parts)):
         return False
     for at, crc in zip(ranges, entry.crcs, strict=True):
+        if at.file in freed:
+            continue
         if at.file not in held:
             return False
         buffer = np.empty(at.nbytes, np.uint8).data

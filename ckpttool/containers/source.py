@@ -251,6 +251,10 @@ class LocalTarget(_Positional):
         """The file's size now, in bytes."""
         return os.fstat(self._open_fd()).st_size
 
+    def duplicate(self) -> int:
+        """Another descriptor of this very file, whatever its name stands for by now; the caller's to close."""
+        return os.dup(self._open_fd())
+
     def _reserve(self, size: int) -> None:
         """Reserve `size` bytes, or where the file system cannot, check that they are free and set the length."""
         if not size:
