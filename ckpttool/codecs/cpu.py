@@ -49,6 +49,8 @@ __all__ = [
 
 Bits = NDArray[Any]
 
+_BYTES = np.dtype(np.uint8)
+
 _lock = threading.Lock()
 _module: ModuleType | None = None
 
@@ -87,8 +89,11 @@ def _require(condition: bool, message: str) -> None:
 
 def _check(name: str, a: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...], *, out: bool = False) -> None:
     """Type, shape, contiguous innermost axis; an output must be writable."""
-    _require(a.dtype == dtype, f"{name} is {a.dtype}, expected {dtype}")
-    _require(a.shape == shape, f"{name} has shape {a.shape}, expected {shape}")
+    # Words only where they are needed: a type's name takes as long to find as a small piece takes to compute.
+    if a.dtype != dtype:
+        raise ValueError(f"{name} is {a.dtype}, expected {dtype}")
+    if a.shape != shape:
+        raise ValueError(f"{name} has shape {a.shape}, expected {shape}")
     _require(a.size == 0 or shape[-1] == 1 or a.strides[-1] == a.itemsize, f"the last axis of {name} is not contiguous")
     _require(not out or a.flags.writeable, f"{name} is read-only")
 
@@ -97,9 +102,11 @@ def _check_mxfp4(blocks: U8, scales: U8, shape: tuple[int, ...], *, out: bool = 
     """`shape` is [R, p, K] of the elements."""
     rows, parts, k = shape
     _require(k % 32 == 0, f"rows of {k} elements are no whole number of blocks of 32")
-    _check("blocks", blocks, np.dtype(np.uint8), (rows, parts, k // 32, 16), out=out)
-    _require(scales.dtype == np.uint8, f"scales are {scales.dtype}, expected uint8")
-    _require(scales.shape == blocks.shape[:-1], f"scales have shape {scales.shape}, expected {blocks.shape[:-1]}")
+    _check("blocks", blocks, _BYTES, (rows, parts, k // 32, 16), out=out)
+    if scales.dtype != _BYTES:
+        raise ValueError(f"scales are {scales.dtype}, expected uint8")
+    if scales.shape != blocks.shape[:-1]:
+        raise ValueError(f"scales have shape {scales.shape}, expected {blocks.shape[:-1]}")
     _require(not out or scales.flags.writeable, "scales are read-only")
 
 

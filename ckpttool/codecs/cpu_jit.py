@@ -40,7 +40,7 @@ _SOURCES = (
 F = TypeVar("F", bound=Callable[..., Any])
 _typeof: Any = numba.typeof
 _lock = threading.Lock()
-_compiled: dict[tuple[str, str], Any] = {}
+_compiled: dict[tuple[Callable[..., Any], str], Any] = {}
 _warned: set[str] = set()
 
 
@@ -70,7 +70,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is compiled, or loaded from the cache, when it is first called with a unit."""
 
     def run(unit: Any, *args: Any) -> Any:
-        key = (function.__name__, unit.dtype.name)
+        key = (function, unit.dtype.char)
         compiled = _compiled.get(key)
         if compiled is None:
             with _lock:

@@ -31,8 +31,9 @@ from ckpttool.threads import CORES, share
 
 Progress = Callable[[int], None]
 
-MAX_MEMORY = 512_000_000
-"""Bytes that all threads' slabs may take; one slab is always allowed."""
+MAX_MEMORY = max(512_000_000, CORES * 128_000_000)
+"""Bytes that all threads' slabs may take: an expert of gpt-oss on every core, in BF16 and MXFP4. One slab is always
+allowed."""
 
 
 class Status(StrEnum):

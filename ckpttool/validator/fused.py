@@ -9,8 +9,8 @@ What gpt-oss-20b takes for 4,096 tokens, on an H200 (4 TB/s, 600 TFLOP/s of grou
 TFLOP a pass, that is 1.4 ms, projections 0.4 ms, attention over all tokens 0.14 TFLOP three times in TF32, 2 ms, half
 of the layers; decoding a layer moves 3.2 GB of BF16, 0.8 ms, once for all passes, or 2 GB of MXFP4; each kernel between
 products moves 50 to 300 MB, 0.1 ms. Five passes through 24 layers: some 0.5 s, less than reading (1.0 s) takes, so that
-the link decides as long as the host launches ahead of the GPU. It therefore waits for nothing of a layer but its choice
-of experts, which left the GPU before the experts began.
+the link decides as long as the host launches ahead of the GPU. It therefore waits for nothing of a layer, unless its
+experts are too many to be decoded at once: their rows are then counted here.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def suits(settings: Settings) -> bool:
 def layer_passes(
     passes: Sequence[Pass], layer: Layer, index: int, settings: Settings, batch: Batch
 ) -> list[tuple[Tensor, Routing]]:
-    """As `model.layer_passes` with BF16; the routings are on the CPU."""
+    """As `model.layer_passes` with BF16."""
     device = passes[0].x.device
     with _current(device):
         tables = _tables(batch, settings.rope, settings.head_dim, device)
@@ -68,11 +68,8 @@ def layer_passes(
         chosen = []
         for p, n in zip(passes, normed, strict=True):
             logits = (n.wide.flip(-1) @ reversed_router.T if p.reverse else n.wide @ router.T) + bias
-            forced = None if p.forced is None else p.forced.to(device, non_blocking=True)
-            chosen.append(route(logits, settings.experts_per_token, forced))
-        fetched = _Fetched(chosen)
-        xs = _mixture(passes, normed, chosen, fetched, layer, settings)
-        return list(zip(xs, fetched.routings(), strict=True))
+            chosen.append(route(logits, settings.experts_per_token, p.forced))
+        return list(zip(_mixture(passes, normed, chosen, layer, settings), chosen, strict=True))
 
 
 def unembed(x: Tensor, head: Head, settings: Settings, reverse: bool, rows: int) -> Tensor:
@@ -177,29 +174,6 @@ def attend(
     return out
 
 
-class _Fetched:
-    """Routings on their way to the CPU, behind what was enqueued before and beside what comes after."""
-
-    def __init__(self, chosen: Sequence[Routing]) -> None:
-        self._event: torch.cuda.Event | None = None
-        cuda = chosen[0].logits.is_cuda
-        self._held: list[Routing] = []
-        for r in chosen:
-            rooms = [torch.empty(t.shape, dtype=t.dtype, pin_memory=cuda) for t in (r.experts, r.weights, r.logits)]
-            for room, t in zip(rooms, (r.experts, r.weights, r.logits), strict=True):
-                room.copy_(t, non_blocking=True)
-            self._held.append(Routing(*rooms))
-        if cuda:
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-
-    def routings(self) -> list[Routing]:
-        """They are here."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._held
-
-
 @dataclass(frozen=True, eq=False)
 class _Sorted:
     """Places [n] of a choice [T, k] expert by expert: their tokens, their experts, and int32 [E] where each ends.
@@ -228,9 +202,8 @@ class _Sorted:
 
 
 def _mixture(
-    passes: Sequence[Pass], normed: Sequence[_Normed], chosen: Sequence[Routing], fetched: _Fetched, layer: Layer,
-    settings: Settings,
-) -> list[Tensor]:  # fmt: skip
+    passes: Sequence[Pass], normed: Sequence[_Normed], chosen: Sequence[Routing], layer: Layer, settings: Settings
+) -> list[Tensor]:
     """The residual streams with what the experts add: some experts are decoded at a time, once for all passes."""
     hidden, inner = settings.hidden, settings.intermediate
     gate_bias, up_bias, down_bias = (p.vectors() for p in (layer.gate_bias, layer.up_bias, layer.down_bias))
@@ -238,6 +211,7 @@ def _mixture(
     room = normed[0].narrow
     downs = [room.new_empty((len(s.tokens), hidden)) for s in places]
     count = min(settings.experts, max(1, DECODED_NBYTES // (6 * inner * hidden)))
+    stops = [[0, *s.ends.tolist()] for s in places] if count < settings.experts else []
     for first in range(0, settings.experts, count):
         held = min(count, settings.experts - first)
         gate_up = room.new_empty((held, inner, 2, hidden))
@@ -247,18 +221,12 @@ def _mixture(
         for i, (p, s) in enumerate(zip(passes, places, strict=True)):
             rows, ends = slice(None), s.ends
             if held < settings.experts:
-                rows = _rows(fetched.routings()[i], first, held)
+                rows = slice(stops[i][first], stops[i][first + held])
                 ends = s.ends[first : first + held] - rows.start
             x = grouped(normed[i].narrow[s.tokens[rows]], gate_up.flatten(1, 2), ends, p.reverse)
             x = activate(x, gate_bias, up_bias, s.row_experts[rows], settings, p.reverse)
             downs[i][rows] = grouped(x, down, ends, p.reverse)
     return [mix(n.x, d, down_bias, s) for n, d, s in zip(normed, downs, places, strict=True)]
-
-
-def _rows(routing: Routing, first: int, held: int) -> slice:
-    """Where the rows of some experts are among all that are sorted by expert."""
-    numbers = routing.experts
-    return slice(int((numbers < first).sum()), int((numbers < first + held).sum()))
 
 
 def grouped(x: Tensor, weights: Tensor, ends: Tensor, reverse: bool = False) -> Tensor:

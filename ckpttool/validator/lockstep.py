@@ -83,24 +83,23 @@ class LayerReport:
 
 @dataclass(frozen=True, eq=False)
 class _LayerFound:
-    """A `LayerReport` whose drifts may still be under way on a GPU."""
+    """What makes a `LayerReport`, which may still be under way on a GPU; choices of experts by the pass they are of."""
 
     layer: int
     drift: DriftSum
     noise: DriftSum
     forced: DriftSum | None
     own: DriftSum | None
-    flips: Flips
-    noise_flips: Flips
-    reference: ExpertUse
-    candidate: ExpertUse
+    by_reference: Routing
+    by_noise: Routing
+    by_candidate: Routing
 
     def report(self) -> LayerReport:
-        """With all of them done."""
+        """With all of it done."""
         return LayerReport(
             self.layer, self.drift.drift(), self.noise.drift(), None if self.forced is None else self.forced.drift(),
-            None if self.own is None else self.own.drift(), self.flips, self.noise_flips, self.reference,
-            self.candidate,
+            None if self.own is None else self.own.drift(), flips(self.by_reference, self.by_candidate),
+            flips(self.by_reference, self.by_noise), expert_use(self.by_reference), expert_use(self.by_candidate),
         )  # fmt: skip
 
 
@@ -251,10 +250,9 @@ class _Walk:
             drift_sum(self._reference, self._noise),
             None if self._forced is None else drift_sum(self._reference, self._forced),
             drift_sum(self._reference, found[-1][0]) if self._own else None,
-            flips(taken, chosen),
-            flips(taken, astray),
-            expert_use(taken),
-            expert_use(chosen),
+            taken,
+            astray,
+            chosen,
         )
 
     def _passes(self, source: ModelSource, layer: Layer, n: int, passes: list[Pass]) -> list[tuple[Tensor, Routing]]:

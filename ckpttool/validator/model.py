@@ -141,7 +141,7 @@ def layer_passes(
 ) -> list[tuple[Tensor, Routing]]:  # fmt: skip
     """Several passes through one layer: its weights are decoded once for all. Each is computed as if alone.
 
-    `fused`: by the kernels of `fused`, whose routings are on the CPU; None: with BF16 on a GPU.
+    `fused`: by the kernels of `fused`; None: with BF16 on a GPU.
     """
     if _by_kernels(passes[0].x, settings, dtype) if fused is None else fused:
         from ckpttool.validator.fused import layer_passes as by_kernels
