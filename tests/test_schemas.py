@@ -15,6 +15,7 @@ import builders
 import pytest
 from commandline import run
 from jsonschema import Draft202012Validator
+from referencing import Registry
 
 from ckpttool import diff, reports
 from ckpttool.codecs.formats import Recipe
@@ -26,6 +27,7 @@ from ckpttool.doctor.facts import CheckpointFacts
 from ckpttool.doctor.gpus import Gpu
 from ckpttool.inspection import report as inspection
 from ckpttool.inspection.document import LEFT_OUT
+from ckpttool.publishing import report as publication
 from ckpttool.serving import estimator
 from ckpttool.validator import budgets, drift, failures, metrics, routing
 from ckpttool.validator import report as validation
@@ -33,6 +35,7 @@ from ckpttool.validator import report as validation
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "fixtures" / "tiny-gpt-oss"
 SCHEMAS = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((ROOT / "schemas").glob("*.json"))}
+REGISTRY: Registry[Any] = Registry().with_contents((s["$id"], s) for s in SCHEMAS.values())
 MODEL = builders.Model(builders.Sizes(layers=1))
 
 FIELDS = {
@@ -64,6 +67,9 @@ FIELDS = {
     ("conversion.v1", "$defs", "file"): reports.FileReceipt,
     ("conversion.v1", "$defs", "tensor"): reports.TensorReceipt,
     ("conversion.v1", "properties", "recipe"): Recipe,
+    ("publication.v1",): publication.Publication,
+    ("publication.v1", "$defs", "file"): publication.PublishedFile,
+    ("publication.v1", "$defs", "traffic"): publication.Traffic,
     ("verification.v1",): reports.Verification,
     ("diff.v1",): diff.Diff,
     ("diff.v1", "$defs", "side"): diff.DiffSide,
@@ -106,11 +112,11 @@ FIELDS = {
 
 
 def valid(name: str, document: object) -> bool:
-    return Draft202012Validator(SCHEMAS[name]).is_valid(document)
+    return Draft202012Validator(SCHEMAS[name], registry=REGISTRY).is_valid(document)
 
 
 def check(name: str, document: object) -> None:
-    Draft202012Validator(SCHEMAS[name]).validate(document)
+    Draft202012Validator(SCHEMAS[name], registry=REGISTRY).validate(document)
 
 
 @pytest.fixture(scope="module")
