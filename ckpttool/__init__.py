@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ckpttool.doctor.diagnosis import diagnose
     from ckpttool.errors import CkptError
     from ckpttool.inspector import inspect
+    from ckpttool.publishing.upload import upload
     from ckpttool.serving.estimator import estimate
     from ckpttool.validator.round_trips import round_trips
     from ckpttool.validator.validation import validate
@@ -43,6 +44,7 @@ __all__ = [
     "plan",
     "quantize",
     "round_trips",
+    "upload",
     "validate",
     "verify",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "plan": "api",
     "quantize": "codecs.arrays",
     "round_trips": "validator.round_trips",
+    "upload": "publishing.upload",
     "validate": "validator.validation",
     "verify": "verifier",
 }

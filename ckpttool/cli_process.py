@@ -11,8 +11,8 @@ from typing import Final, NoReturn
 
 import click
 
-RESUMES: Final = "convert"
-"""The command that goes on where it was stopped; others begin anew."""
+RESUME: Final = ("convert", "upload")
+"""The commands that go on where they were stopped; others begin anew."""
 
 SOON: Final = 0.02
 """Seconds after which a signal whose exception was lost is raised again."""
@@ -51,14 +51,16 @@ def run(command: click.Group) -> NoReturn:
     try:
         code = _ran(command, argv)
     except BaseException as e:
-        code = _reported(e, as_json="--json" in argv, debug="--debug" in argv, goes_on=argv[:1] == [RESUMES])
+        code = _reported(e, as_json="--json" in argv, debug="--debug" in argv, goes_on=argv[:1] in [[c] for c in RESUME])
     _settle()
     sys.exit(code)
 
 
 def _ran(command: click.Group, argv: list[str]) -> int:
     from ckpttool import render
+    from ckpttool.publishing import secrets
 
+    secrets.refuse_arguments(argv)
     try:
         # Click returns what a command ended with: None, or the code that --help and the like ended with.
         code = command.main(argv, prog_name="ckpttool", standalone_mode=False) or 0
@@ -75,7 +77,7 @@ def _reported(error: BaseException, *, as_json: bool, debug: bool, goes_on: bool
     if isinstance(error, render.OutputClosed):
         return 0
     if debug:
-        traceback.print_exception(error)
+        render.tell("".join(traceback.format_exception(error)))
     if isinstance(error, KeyboardInterrupt | click.Abort | Terminated):
         code = 143 if isinstance(error, Terminated) else 130
         render.show_interrupted(code, as_json, goes_on=goes_on)

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from ckpttool.render.inspection import show_inspection
     from ckpttool.render.inspection_page import save_inspection_page
     from ckpttool.render.page import check_place, show_place
+    from ckpttool.render.publication import show_publication
     from ckpttool.render.round_trips import show_round_trips
     from ckpttool.render.round_trips_csv import check_csv_place, save_round_trips_csv
-    from ckpttool.render.terminal import OutputClosed, flush
+    from ckpttool.render.terminal import OutputClosed, flush, tell
     from ckpttool.render.validation import show_validation
     from ckpttool.render.validation_page import save_validation_page
 
@@ -41,10 +42,12 @@ __all__ = [
     "show_interrupted",
     "show_place",
     "show_plan",
+    "show_publication",
     "show_round_trips",
     "show_validation",
     "show_verification",
     "steps",
+    "tell",
 ]
 
 _HOMES = {
@@ -65,10 +68,12 @@ _HOMES = {
     "show_interrupted": "failures",
     "show_place": "page",
     "show_plan": "conversion",
+    "show_publication": "publication",
     "show_round_trips": "round_trips",
     "show_validation": "validation",
     "show_verification": "conversion",
     "steps": "bars",
+    "tell": "terminal",
 }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ckpttool.errors import MESSAGE_LIMIT, CkptError, LocalIOError, Problems, shown
+from ckpttool.publishing.secrets import redacted
 from ckpttool.render.terminal import MOST_PROBLEMS, flush, print_json, tell
 from ckpttool.reports import error_document
 
@@ -16,7 +18,7 @@ def show_error(error: BaseException, as_json: bool) -> None:
     """One line for each problem, on stderr; with `as_json` a document, on stdout."""
     if as_json:
         with contextlib.suppress(OSError, LocalIOError):  # a stdout that takes nothing: the lines below go to stderr
-            print_json(error_document(error))
+            print_json(_without_secrets(error_document(error)))
             flush()
             return
     problems = error.problems if isinstance(error, Problems) else (error,)
@@ -25,6 +27,11 @@ def show_error(error: BaseException, as_json: bool) -> None:
     if len(rows) > MOST_PROBLEMS:
         lines.append(f"and {len(rows) - MOST_PROBLEMS} more problems (--json lists them all)")
     tell("".join(f"error: {line}\n" for line in lines))
+
+
+def _without_secrets(document: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [{k: redacted(v) if isinstance(v, str) else v for k, v in row.items()} for row in document["errors"]]
+    return {**document, "errors": rows}
 
 
 def _grouped(problems: Sequence[BaseException]) -> Iterator[BaseException]:

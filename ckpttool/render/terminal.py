@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ckpttool.errors import LocalIOError, shown
+from ckpttool.publishing.secrets import redacted
 from ckpttool.reports import json_text
 
 MOST_PROBLEMS = 20
@@ -163,8 +164,8 @@ def more(count: int) -> None:
 
 
 def tell(text: str) -> None:
-    """To stderr, which escapes what it cannot show; where it is closed there is nobody left to tell."""
+    """To stderr, without secrets; it escapes what it cannot show, and where it is closed nobody is left to tell."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            sys.stderr.write(text)
+            sys.stderr.write(redacted(text))
             sys.stderr.flush()

@@ -1,0 +1,262 @@
+"""A finished conversion to the Hub: looked at and held against its receipt first, then sent, then shown by one commit.
+
+Where anything is wrong nothing is sent: the options, the receipt, who may write, every file, the card, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from ckpttool import __version__, threads
+from ckpttool.containers.strict_json import read_text
+from ckpttool.errors import CkptError, InputError, LimitError, UsageError, raise_all
+from ckpttool.publishing import card, manifest, secrets
+from ckpttool.publishing.access import Access, check_access, made
+from ckpttool.publishing.foresight import foreseen
+from ckpttool.publishing.held import WEIGHTS
+from ckpttool.publishing.hub_calls import Calls
+from ckpttool.publishing.manifest import CARD, Item
+from ckpttool.publishing.report import Publication, State
+from ckpttool.publishing.repos import repo_target
+from ckpttool.publishing.sending import SMALL, Meant, Sending, git_sha1
+from ckpttool.strangers import is_loaded, strangers
+
+Progress = Callable[[int], None]
+
+PARALLEL: Final = 4
+"""Files that are hashed, or sent, at once."""
+
+LARGEST: Final = 50_000_000_000
+"""Bytes of a file that the Hub takes without hf_xet."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted; None is "not given". `private` is of a repo that is made now.
+
+    `validation` is a file that `validate --json` wrote.
+    """
+
+    private: bool | None = None
+    revision: str | None = None
+    pr: bool = False
+    dry_run: bool = False
+    card_only: bool = False
+    validation: str | Path | None = None
+    quantized_by: str | None = None
+    message: str | None = None
+    allow_endpoint: bool = False
+
+
+def upload(folder: str | Path, repo: str, *, progress: Progress = lambda nbytes: None, **options: Any) -> Publication:
+    """Publish the finished conversion `folder`, a folder or a GGUF, in the repo `repo` of the Hugging Face Hub.
+
+    `options` are those of `Asked`. `progress` is called with bytes that were held against the receipt, and again with
+    those that are up, from any thread.
+
+    Raises:
+        UsageError: options that contradict each other or the repo.
+        InputError: no receipt, files that are not what it says, what looks like a secret.
+        NetworkError: the Hub refuses, breaks off, or the branch has moved. Nothing is visible then, unless it says so.
+        LocalIOError, LimitError: a file cannot be read, or is too large for the Hub.
+    """
+    uploader = Uploader(folder, repo, Asked(**options))
+    uploader.check(progress)
+    return uploader.run(progress)
+
+
+class Uploader:
+    """One upload. Made, it has looked at the receipt and at the repo."""
+
+    def __init__(self, folder: str | Path, repo: str, asked: Asked) -> None:
+        self._asked = asked
+        self._target = repo_target(repo, revision=asked.revision, pr=asked.pr, allow_endpoint=asked.allow_endpoint)
+        if self._target.path:
+            raise UsageError("names a file in the repo", file=repo, hint=f"give {self._target.id}")
+        if asked.message is not None and not asked.message.strip():
+            raise UsageError("--message is empty", hint="leave it out for a title that says what was converted")
+        self._manifest = manifest.read(folder)
+        self._validation = None if asked.validation is None else card.read_report(asked.validation)
+        self._items: tuple[Item, ...] = () if asked.card_only else self._manifest.items
+        _refuse_large(self._items)
+        self._calls = Calls(self._target)
+        self._access = check_access(self._target, private=asked.private, calls=self._calls)
+        self._notes: list[str] = list(_notes(self._manifest, self._access, asked))
+        self.card = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to check; once that is done, to have on the Hub."""
+        return sum(i.nbytes for i in self._items) + len(self.card.encode())
+
+    def check(self, progress: Progress = lambda nbytes: None) -> None:
+        """Hold every file against the receipt, look for secrets, and write the card. Raises as `upload` does."""
+        self._items = _all_checked(self._items, progress)
+        if self._asked.card_only:
+            self._require_files()
+        self.card = self._written_card()
+
+    def run(self, progress: Progress = lambda nbytes: None) -> Publication:
+        """Send what is missing and commit; in a dry run say what would be. Raises as `upload` does."""
+        card = self.card.encode()
+        if self._asked.dry_run:
+            meant = {i.name: _meant(i) for i in self._items} | {CARD: _meant_bytes(card)}
+            files, traffic = foreseen(self._target, self._access, self._calls, meant)
+            return self._report(files, traffic, None, None, self._access, not self._access.exists)
+        access = made(self._target, self._access, self._asked.private, self._calls)
+        sending = Sending(self._target, access, progress=progress, calls=self._calls)
+        sending.expect({i.name: i.nbytes for i in self._items} | {CARD: len(card)})
+        threads.share(self._items, [lambda item: _put(sending, item)] * PARALLEL)
+        sending.put(CARD, card, sha256(card).hexdigest(), len(card))
+        commit, request = sending.commit(*self._message())
+        created = not self._access.exists
+        return self._report(sending.files, sending.traffic, commit, request, access, created)
+
+    def _report(
+        self, files: Any, traffic: Any, commit: str | None, request: str | None, access: Access, created: bool
+    ) -> Publication:
+        target = self._target
+        revision = target.branch if request is None else f"refs/pr/{request.rpartition('/')[2]}"
+        tree = f"/tree/{commit}" if commit else ""
+        return Publication(
+            schema="publication.v1",
+            repo=target.id,
+            revision=revision,
+            url=target.url + tree,
+            commit=commit,
+            pull_request=request,
+            created=created,
+            private=access.private,
+            up_to_date=all(f.state is State.unchanged for f in files),
+            dry_run=self._asked.dry_run,
+            files=tuple(files),
+            left_out=self._manifest.left_out,
+            traffic=traffic,
+            peak_disk=0,
+            notes=tuple(self._notes),
+        )
+
+    def _message(self) -> tuple[str, str]:
+        """The commit's title and what is below it."""
+        if self._asked.message is not None:
+            title, _, rest = self._asked.message.strip().partition("\n")
+            return title, rest.strip()
+        receipt = self._manifest.receipt
+        if self._asked.card_only:
+            return "Model card", f"Written by ckpttool {__version__}."
+        name = str(receipt["source"]["path"]).rstrip("/").rpartition("/")[2] or "a checkpoint"
+        what = f"{name} converted to {receipt['options']['to']} by ckpttool {receipt['tool']['version']}"
+        return what, f"The receipt is {self._manifest.receipt_path.name}; plan {receipt['plan']}."
+
+    def _written_card(self) -> str:
+        receipt, own, source = self._manifest.receipt, self._own_card(), self._source_card()
+        text = card.card(
+            receipt, repo=self._target.id, source_card=source, own=own, quantized_by=self._asked.quantized_by,
+            validation=self._validation,
+        )  # fmt: skip
+        self._notes += card.remarks(receipt, source_card=source, own=own)
+        secrets.refuse(CARD, text.encode(), "take it out, and revoke it; nothing was uploaded")
+        return text
+
+    def _own_card(self) -> str | None:
+        """The user's own card: the one in the folder, else the one that the branch has."""
+        path = self._manifest.own_card
+        if path is not None:
+            return read_text(path, CARD)
+        if CARD not in self._access.files:
+            return None
+        return card.source_card(f"{self._target.url}/tree/{self._access.head}")
+
+    def _source_card(self) -> str | None:
+        """The card of what was converted, where it can still be had."""
+        source = self._manifest.receipt["source"]
+        try:
+            return card.source_card(source["path"])
+        except CkptError as error:
+            self._notes.append(
+                f"the source's card cannot be read, so licence and language are not copied: {error.message}"
+            )
+            return None
+
+    def _require_files(self) -> None:
+        """The card speaks of files that must be there. InputError where they are not; in a dry run a note."""
+        missing = [i.name for i in self._manifest.items if i.name.endswith(WEIGHTS) and not _is_there(i, self._access)]
+        if not missing:
+            return
+        what = f"{self._target} does not hold the weights that the receipt names, such as {missing[0]}"
+        if not self._asked.dry_run:
+            raise InputError(what, file=str(self._manifest.receipt_path), hint="upload all of it: without --card-only")
+        self._notes.append(what)
+
+
+def _refuse_large(items: Iterable[Item]) -> None:
+    """LimitError for a file that the Hub takes by hf_xet alone, where that is not there."""
+    large = next((i for i in items if i.nbytes > LARGEST), None)
+    if large is not None and not _has_xet():
+        what = f"has {large.nbytes:,} bytes; without hf_xet the Hub takes {LARGEST:,}"
+        hint = "pip install hf_xet (and leave HF_HUB_DISABLE_XET unset), or convert with --max-shard-size 5GB"
+        raise LimitError(what, file=str(large.path), hint=hint)
+
+
+def _has_xet() -> bool:
+    from importlib.util import find_spec
+
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
+
+
+def _notes(found: manifest.Manifest, access: Access, asked: Asked) -> Iterator[str]:
+    path = str(found.receipt["source"]["path"])
+    if "://" not in path and Path(path).is_absolute() and not asked.card_only:
+        yield f"the receipt, which is published, says where the source lay on your disk: {path}"
+    if found.own_card is not None:
+        yield f"{CARD}: your own text is kept"
+    others = [n for n in strangers(access.files, {i.name for i in found.items} | {CARD}) if is_loaded(n)]
+    if others and not asked.card_only:
+        names = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        yield f"the branch also holds what is not of this conversion, and loaders may take for it: {names}"
+
+
+def _all_checked(items: tuple[Item, ...], progress: Progress) -> tuple[Item, ...]:
+    """All of them checked; all that is wrong is raised together."""
+    found: dict[str, Item] = {}
+    problems: dict[str, CkptError] = {}
+
+    def check(item: Item) -> None:
+        try:
+            found[item.name] = manifest.checked(item, progress)
+        except CkptError as error:
+            problems[item.name] = error
+
+    threads.share(items, [check] * PARALLEL)
+    raise_all(
+        [p for i in items if i.name in problems for p in getattr(problems[i.name], "problems", [problems[i.name]])]
+    )
+    return tuple(found[i.name] for i in items)
+
+
+def _put(sending: Sending, item: Item) -> None:
+    """A small file by its bytes, which the commit holds; a large one by its open descriptor."""
+    if item.nbytes < SMALL:
+        sending.put(item.name, manifest.content(item), item.sha256, item.nbytes)
+        return
+    with manifest.opened(item) as path:
+        sending.put(item.name, path, item.sha256, item.nbytes)
+
+
+def _meant(item: Item) -> Meant:
+    small = item.nbytes < SMALL
+    return Meant(item.nbytes, item.sha256, git_sha1(manifest.content(item)) if small else None)
+
+
+def _meant_bytes(data: bytes) -> Meant:
+    return Meant(len(data), sha256(data).hexdigest(), git_sha1(data))
+
+
+def _is_there(item: Item, access: Access) -> bool:
+    return Meant(item.nbytes, item.sha256, None).is_in(access.files.get(item.name))

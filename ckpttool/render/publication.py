@@ -1,0 +1,98 @@
+"""What was published, or would be, for a terminal: where, by which commit, then every file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ckpttool.errors import MESSAGE_LIMIT, shown
+from ckpttool.render.terminal import many, print_json, say, say_notes, table, write
+from ckpttool.reports import document
+from ckpttool.units import size
+
+if TYPE_CHECKING:
+    from ckpttool.publishing.report import Publication
+
+LISTED = 40
+"""Files that are shown; of a longer list the first ones."""
+
+FEW = 8
+"""Names that a line holds."""
+
+WORDS = {
+    "uploaded": ("uploaded", "to upload"),
+    "present": ("the Hub had it", "the Hub has it"),
+}
+"""What became of a file, and in a dry run what would."""
+
+
+def show_publication(report: Publication, as_json: bool, *, card: str | None = None) -> None:
+    """The verdict, the files, what travelled, what stayed here; with `card` that text alone, on stdout."""
+    if as_json:
+        print_json(document(report))
+        return
+    if card is not None:
+        write(card if card.endswith("\n") else card + "\n")
+        return
+    say(shown(_verdict(report), MESSAGE_LIMIT))
+    for url in (report.pull_request, report.url if report.commit else None):
+        if url:
+            say(f"  {shown(url, MESSAGE_LIMIT)}")
+    say()
+    _files(report)
+    say(_traffic(report))
+    if report.left_out:
+        more = len(report.left_out) - FEW
+        names = ", ".join(shown(n) for n in report.left_out[:FEW]) + (f" and {more:,} more" if more > 0 else "")
+        say(f"stays here, since the receipt does not name it: {names}")
+    say_notes(shown(n, MESSAGE_LIMIT) for n in report.notes)
+    if report.dry_run:
+        say("nothing was sent")
+
+
+def _verdict(report: Publication) -> str:
+    where = report.repo if report.revision == "main" else f"{report.repo}, {report.revision}"
+    if report.dry_run:
+        made = f", which would be made {_visible(report)}" if report.created else f" ({_visible(report)})"
+        return f"up to date: {where}" if report.up_to_date else f"would publish to {where}{made}"
+    if report.up_to_date:
+        return f"up to date: {where} has every file, in commit {_short(report)}"
+    what = "opened a pull request to" if report.pull_request else "published to"
+    made = ", made " if report.created else ", "
+    return f"{what} {where}{made}{_visible(report)}, in commit {_short(report)}"
+
+
+def _visible(report: Publication) -> str:
+    if report.private is None:
+        return "as visible as the account's default says"
+    return "private" if report.private else "public"
+
+
+def _short(report: Publication) -> str:
+    return (report.commit or "")[:12]
+
+
+def _files(report: Publication) -> None:
+    """A row for each file that is not on the branch as it is."""
+    moved = [f for f in report.files if f.state != "unchanged"]
+    rows = [(f.name, f"{f.nbytes:,}", WORDS[f.state][report.dry_run]) for f in moved[:LISTED]]
+    if len(moved) > LISTED:
+        rest = moved[LISTED:]
+        rows.append((f"and {len(rest):,} more (--json lists them)", f"{sum(f.nbytes for f in rest):,}", ""))
+    if not moved:
+        return
+    if same := [f for f in report.files if f.state == "unchanged"]:
+        rows.append((many(len(same), "other file"), f"{sum(f.nbytes for f in same):,}", "unchanged"))
+    table(("file", "bytes", ""), rows, right=("bytes",))
+    say()
+
+
+def _traffic(report: Publication) -> str:
+    t = report.traffic
+    total = sum(f.nbytes for f in report.files)
+    all_of_it = f"{many(len(report.files), 'file')}, {size(total)}"
+    if report.dry_run:
+        sent = f"about {size(t.up_nbytes)} up, {size(t.down_nbytes)} down, {many(t.requests, 'request')}"
+        return f"{all_of_it}: {sent}; disk needed: {size(report.peak_disk)}"
+    sent = f"{size(t.up_nbytes)} up, {size(t.down_nbytes)} down, {many(t.requests, 'request')}"
+    compared = "" if report.up_to_date else "; every remote hash is the receipt's"
+    return f"{all_of_it}: {sent}{compared}"
