@@ -21,11 +21,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of the commit."""
+    """A file of the commit; `sha256` is None in a dry run of what is yet to be made."""
 
     name: str
     nbytes: int
-    sha256: str
+    sha256: str | None
     state: State
 
 

@@ -125,6 +125,15 @@ class Sending:
         self._progress(nbytes)
         return state
 
+    def claim(self, name: str, sha256: str, nbytes: int) -> State:
+        """Have a file in the commit to come whose large content the Hub has, as `has` says; nothing of it lies here."""
+        _checked_name(name)
+        meant = Meant(nbytes, sha256, None)
+        if meant.is_in(self.access.files.get(name)):
+            return self._keep(name, meant, State.unchanged, None)
+        self._progress(nbytes)
+        return self._keep(name, meant, State.present, _there(name, meant))
+
     def commit(self, title: str, description: str = "") -> tuple[str, str | None]:
         """Make everything visible at once; the commit, and the address of the pull request where one is opened.
 
@@ -218,6 +227,17 @@ def _addition(name: str, content: Path | str | bytes, meant: Meant) -> CommitOpe
         what = f"has {addition.upload_info.size:,} bytes, not {meant.nbytes:,}"
         raise InputError(what, file=name, hint="it changed while it was published; run the command again")
     addition.upload_info.sha256 = bytes.fromhex(meant.sha256)
+    return addition
+
+
+def _there(name: str, meant: Meant) -> CommitOperationAdd:
+    """The same for content that is up: the library then has nothing to send."""
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.lfs import UploadInfo
+
+    addition = CommitOperationAdd(name, b"")
+    addition.upload_info = UploadInfo(sha256=bytes.fromhex(meant.sha256), size=meant.nbytes, sample=b"")
+    addition._upload_mode, addition._should_ignore, addition._is_uploaded = "lfs", False, True
     return addition
 
 
