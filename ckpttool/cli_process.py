@@ -51,7 +51,8 @@ def run(command: click.Group) -> NoReturn:
     try:
         code = _ran(command, argv)
     except BaseException as e:
-        code = _reported(e, as_json="--json" in argv, debug="--debug" in argv, goes_on=argv[:1] in [[c] for c in RESUME])
+        goes_on = bool(argv) and argv[0] in RESUME
+        code = _reported(e, as_json="--json" in argv, debug="--debug" in argv, goes_on=goes_on)
     _settle()
     sys.exit(code)
 

@@ -2,54 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ckpttool.publishing import modes
 from ckpttool.publishing.access import Access
+from ckpttool.publishing.held import WEIGHTS
 from ckpttool.publishing.hub_calls import Calls
 from ckpttool.publishing.report import PublishedFile, State, Traffic
 from ckpttool.publishing.repos import RepoTarget
 from ckpttool.publishing.sending import SMALL, Meant, Sending
 
-MAKING: Final = 2
-"""Requests that make a repo and look at it."""
-PER_CONTENT: Final = 3
-"""Requests that ask for one content: whether it is there, how it is stored, where it goes;"""
-PER_PUT: Final = 2
-"""and with its bytes and the question whether they have come."""
-COMMITTING: Final = 3
-"""Requests of a commit: the card is looked at, the commit posted, its files listed."""
+MODES: Final = 256
+"""Files that the Hub is asked about at once: how it would store them;"""
+LISTED: Final = 500
+"""and what it holds of them."""
 
 
 def foreseen(
     target: RepoTarget, access: Access, calls: Calls, meant: Mapping[str, Meant]
 ) -> tuple[tuple[PublishedFile, ...], Traffic]:
-    """What would become of each file, and the traffic of all of it: what has travelled, and about what would.
+    """What would become of each file, and all of the traffic: what has travelled, and what would.
+
+    Bytes are those of files; requests are exact but for content that goes up in parts.
 
     Raises:
         UsageError: the repo's .gitattributes or .gitignore does not let a file in.
         NetworkError: the Hub cannot be asked.
     """
     sending = Sending(target, access, calls=calls)
-    there = access.exists and access.head is not None
+    there = access.head is not None
     if there:
         sending.expect({n: m.nbytes for n, m in meant.items()})
     files = tuple(PublishedFile(n, m.nbytes, m.sha256, _state(sending, n, m)) for n, m in sorted(meant.items()))
     up = sum(f.nbytes for f in files if f.state is State.uploaded)
     done = calls.traffic
-    requests = 0 if there else MAKING + -(-len(files) // modes._BATCH)
-    for f in files:
-        large = f.nbytes >= SMALL or f.name.endswith(modes.WEIGHTS)
-        requests += large * PER_CONTENT * (f.state is not State.unchanged) + large * PER_PUT * (
-            f.state is State.uploaded
-        )
-    requests += COMMITTING
-    return files, Traffic(done.down_nbytes, up, done.requests + requests)
+    return files, Traffic(done.down_nbytes, up, done.requests + _requests(files, there))
 
 
 def _state(sending: Sending, name: str, meant: Meant) -> State:
     if meant.is_in(sending.access.files.get(name)):
         return State.unchanged
-    large = meant.nbytes >= SMALL or name.endswith(modes.WEIGHTS)
-    return State.present if large and sending.has(meant.sha256, meant.nbytes) else State.uploaded
+    there = (
+        _is_large(name, meant.nbytes) and sending.access.head is not None and sending.has(meant.sha256, meant.nbytes)
+    )
+    return State.present if there else State.uploaded
+
+
+def _is_large(name: str, nbytes: int) -> bool:
+    return nbytes >= SMALL or name.endswith(WEIGHTS)
+
+
+def _requests(files: Sequence[PublishedFile], there: bool) -> int:
+    """Those to come: `there` says that repo and branch are, and were asked."""
+    moved = [f for f in files if f.state is not State.unchanged]
+    large = [f for f in moved if _is_large(f.name, f.nbytes)]
+    making = 0 if there else 2 + _batches(len(files), MODES) + len(large)
+    asking = 2 * len(large)
+    putting = 2 * sum(f.state is State.uploaded for f in large)
+    committing = 2 + _batches(len(moved) - len(large), MODES) if moved else 0
+    return making + asking + putting + committing + _batches(len(files), LISTED)
+
+
+def _batches(n: int, most: int) -> int:
+    return -(-n // most)

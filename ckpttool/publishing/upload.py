@@ -14,6 +14,7 @@ from typing import Any, Final
 from ckpttool import __version__, threads
 from ckpttool.containers.strict_json import read_text
 from ckpttool.errors import CkptError, InputError, LimitError, UsageError, raise_all
+from ckpttool.place import RECEIPT_NAME
 from ckpttool.publishing import card, manifest, secrets
 from ckpttool.publishing.access import Access, check_access, made
 from ckpttool.publishing.foresight import foreseen
@@ -217,9 +218,11 @@ def _notes(found: manifest.Manifest, access: Access, asked: Asked) -> Iterator[s
     if found.own_card is not None:
         yield f"{CARD}: your own text is kept"
     others = [n for n in strangers(access.files, {i.name for i in found.items} | {CARD}) if is_loaded(n)]
-    if others and not asked.card_only:
+    if others and found.receipt_path.name == RECEIPT_NAME and not asked.card_only:
         names = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        yield f"the branch also holds what is not of this conversion, and loaders may take for it: {names}"
+        yield f"the branch also holds files of another checkpoint, which loaders may take for part of this one: {names}"
+    if asked.dry_run and asked.pr:
+        yield "a pull request would be opened; the branch stays as it is"
 
 
 def _all_checked(items: tuple[Item, ...], progress: Progress) -> tuple[Item, ...]:

@@ -50,20 +50,19 @@ def show_publication(report: Publication, as_json: bool, *, card: str | None = N
 
 
 def _verdict(report: Publication) -> str:
-    where = report.repo if report.revision == "main" else f"{report.repo}, {report.revision}"
-    if report.dry_run:
-        made = f", which would be made {_visible(report)}" if report.created else f" ({_visible(report)})"
-        return f"up to date: {where}" if report.up_to_date else f"would publish to {where}{made}"
+    on_branch = report.pull_request is None and report.revision != "main"
+    where = f"{report.repo}@{report.revision}" if on_branch else report.repo
     if report.up_to_date:
-        return f"up to date: {where} has every file, in commit {_short(report)}"
+        return f"up to date: {where} has every file{'' if report.dry_run else f', in commit {_short(report)}'}"
+    if report.dry_run:
+        return f"would publish to {where} ({_visible(report)}{', to be made' if report.created else ''})"
     what = "opened a pull request to" if report.pull_request else "published to"
-    made = ", made " if report.created else ", "
-    return f"{what} {where}{made}{_visible(report)}, in commit {_short(report)}"
+    return f"{what} {where} ({_visible(report)}{', made now' if report.created else ''}), commit {_short(report)}"
 
 
 def _visible(report: Publication) -> str:
     if report.private is None:
-        return "as visible as the account's default says"
+        return "as visible as your account's default says"
     return "private" if report.private else "public"
 
 
