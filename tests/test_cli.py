@@ -68,7 +68,7 @@ OPTIONS = {
         "--dry-run", "--json", "--overwrite", "--no-verify", "--debug",
     },
     "inspect": {"--tensors", "--scales", "--codes", "--experts", "--check", "--html", "--json", "--debug"},
-    "verify": {"--json", "--debug"},
+    "verify": {"--source", "--samples", "--reference", "--json", "--debug"},
     "estimate": {
         "--context", "--batch", "--kv-cache-dtype", "--tp", "--gpu-memory-utilization", "--gpu", "--as", "--json",
         "--debug",
