@@ -73,7 +73,8 @@ class Checkpoint:
     `weights` come in the order of files (sorted by name) and names; `metadata` is a GGUF's. `extents` says where the
     rows of each part lie, and is empty where no architecture matches or its sizes are unknown. `path` is what was
     given, for a repo of the Hub with its commit. `companions` are those beside it and the ones that only a reference
-    has; all of the reference's are `lent`, by the folder `lender`.
+    has; all of the reference's are `lent`, by the folder `lender`. `name` is what the model is called where that of
+    its folder shall not say it.
     """
 
     path: Path | str
@@ -94,6 +95,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     lender: LocalFolder | RemoteFolder | None = None
     lent: Mapping[str, Source] = field(default_factory=dict)
+    name: str | None = None
 
     @property
     def places(self) -> Mapping[str, FilePath]:

@@ -309,15 +309,42 @@ def diff(a: str, b: str, headers_only: bool, as_json: bool, debug: bool) -> None
         sys.exit(1)
 
 
-@cli.command(epilog=EXITS)
+VERIFY_EPILOG = f"""\b
+Of a repo nothing large is downloaded: large files are held against the sha256 that the Hub lists, small ones are read.
+With --source the conversion is planned again as its receipt says. Layout, header and side files have to come out the
+same, and so have sampled slabs, which are converted again in memory; the same ones each time, of every file and kind
+of step. --samples 1000000 takes all.
+
+\b
+Examples:
+  ckpttool verify my-finetune-mxfp4                             is it still what was written?
+  ckpttool verify org/my-finetune-mxfp4                         is it what was published?
+  ckpttool verify org/my-finetune-mxfp4@v1.0 --source org/my-finetune@4f2a91c --samples 200
+  ckpttool verify hf://org/my-finetune-GGUF/x.gguf --json       one GGUF of several
+
+{EXITS}
+1 here: a file is not what the receipt says, or not what comes of the source. 3: there is no receipt, or --source is
+not what the receipt says was converted."""
+
+
+@cli.command(epilog=VERIFY_EPILOG)
 @click.argument("target", type=click.Path())
+@click.option("--source", type=click.Path(), metavar="SOURCE", help="Also that TARGET is what this gives.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Slabs to convert again. Default: 32, or more.")
+@click.option("--reference", type=click.Path(), metavar="DIR", help="Where the receipt's --reference lies now.")
 @_shared
-def verify(target: str, as_json: bool, debug: bool) -> None:
-    """Hold a finished conversion TARGET against its receipt: sha256 of every file, CRC-32 of every tensor."""
+def verify(
+    target: str, source: str | None, samples: int | None, reference: str | None, as_json: bool, debug: bool
+) -> None:
+    """Hold a finished conversion TARGET against its receipt: sha256 of every file, CRC-32 of every tensor.
+
+    TARGET is a folder, a GGUF or a receipt here, or a repo of the Hub: org/repo, org/repo@revision, hf://org/repo/x.gguf.
+    """
     from ckpttool import render, verifier
 
-    with render.progress(verifier.receipt_nbytes(target), "verifying", quiet=as_json) as advance:
-        report = verifier.verify(target, progress=advance)
+    verification = verifier.Verifier(target, source=source, samples=samples, reference=reference)
+    with render.progress(verification.nbytes, "verifying", quiet=as_json or not verification.nbytes) as advance:
+        report = verification.run(advance)
     render.show_verification(report, as_json)
     if not report.ok:
         sys.exit(1)

@@ -20,7 +20,7 @@ from ckpttool.planner import Plan
 from ckpttool.readback import Stretch
 from ckpttool.reports import Conversion, FileReceipt, TensorReceipt
 from ckpttool.resources import Resources
-from ckpttool.sidecars import Written
+from ckpttool.sidecars import Written, named_after
 from ckpttool.steps import ByteRange, Fidelity, Kind, Step, target_ranges
 
 
@@ -86,7 +86,9 @@ def _source(source: Checkpoint) -> dict[str, Any]:
     repo = {}
     if isinstance(source.folder, RemoteFolder) and source.folder.commit:
         repo = {"revision": source.folder.revision, "commit": source.folder.commit}
-    return {"path": str(source.path), "dialect": source.dialect.name, **repo, "files": files}
+    folder = named_after(source)
+    name = folder.name or folder.resolve().name
+    return {"path": str(source.path), "name": name, "dialect": source.dialect.name, **repo, "files": files}
 
 
 def _run(plan: Plan, outcome: Outcome) -> dict[str, Any]:
@@ -117,21 +119,26 @@ def _tensors(plan: Plan, outcome: Outcome) -> list[TensorReceipt]:
         for at, crc in zip(ranges, entry.crcs, strict=True):
             pieces.setdefault(at.tensor, []).append((at.offset, at.nbytes, crc))
             step_of[at.tensor] = slab.step
-        changed.update(_changed(plan.steps[slab.step], ranges, entry))
+        changed.update(changed_values(plan.steps[slab.step], ranges, entry))
     out = []
     for f in plan.files:
         for t in f.tensors:
             step = plan.steps[step_of[t.name]]
-            fidelity = step.fidelity
-            if step.kind in (Kind.narrow, Kind.dequantize) and fidelity is Fidelity.lossy and not changed[t.name]:
-                fidelity = Fidelity.values
             crc32 = _hex(_combined(sorted(pieces[t.name])))
             place = (t.name, t.file, t.dtype, t.shape, t.offset, t.nbytes)
+            fidelity = fidelity_of(step, changed[t.name])
             out.append(TensorReceipt(*place, crc32, step.kind, fidelity, changed[t.name]))
     return out
 
 
-def _changed(step: Step, ranges: Sequence[ByteRange], entry: Entry) -> dict[str, int]:
+def fidelity_of(step: Step, changed: int) -> Fidelity:
+    """What survives of a tensor of which `changed` values did: what narrowing promises is the least, not the most."""
+    if step.kind in (Kind.narrow, Kind.dequantize) and step.fidelity is Fidelity.lossy and not changed:
+        return Fidelity.values
+    return step.fidelity
+
+
+def changed_values(step: Step, ranges: Sequence[ByteRange], entry: Entry) -> dict[str, int]:
     """How many values of each tensor one slab changed; a tensor that zips parts has those of all."""
     if step.target.zipped or len(entry.changed) == 1:
         return {ranges[0].tensor: sum(entry.changed)}

@@ -132,8 +132,40 @@ def read_conversion(path: Path) -> Conversion:
 
 
 @dataclass(frozen=True)
+class CheckedFile:
+    """A file that was held against the receipt, and `by` what: "hub", the sha256 by which the Hub lists it; "sha256" or
+    "crc32" of what was read. None where it was not compared: it is missing, of another size, or has no hash.
+    """
+
+    name: str
+    nbytes: int
+    by: str | None
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What of a conversion was held against its source, beside the layout and header of every file.
+
+    `slabs` are all there are, `compared` those that were converted again, `nbytes` what they write, `steps` how many
+    of them by kind of step.
+    """
+
+    source: str
+    side_files: int
+    slabs: int
+    compared: int
+    nbytes: int
+    steps: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Verification:
-    """Whether a finished conversion still is what its receipt says."""
+    """Whether a finished conversion still is what its receipt says, and where its source was given, what that gives.
+
+    `commit` is a repo's; `unlisted` are files beside it that the receipt does not name and no loader reads.
+    `derivation` is None where no source was given, or it was not come to.
+    """
 
     schema: str
     target: str
@@ -142,6 +174,11 @@ class Verification:
     tensors: int
     nbytes: int
     findings: tuple[str, ...]
+    commit: str | None = None
+    checked: tuple[CheckedFile, ...] = ()
+    unlisted: tuple[str, ...] = ()
+    derivation: Derivation | None = None
+    notes: tuple[str, ...] = ()
 
 
 def document(report: DataclassInstance) -> dict[str, Any]:

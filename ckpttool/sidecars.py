@@ -253,15 +253,17 @@ def gguf_keys(
         json.loads(found.config),
         source.companions,
         model_name=target.model_name,
-        source_dir=_named_after(source),
+        source_dir=named_after(source),
         counts=counts,
         file_type=file_type if file_type is not None else MXFP4_MOE,
     )
     return metadata, found.assumed, (*found.notes, *notes)
 
 
-def _named_after(source: Checkpoint) -> Path:
+def named_after(source: Checkpoint) -> Path:
     """The folder whose name is the model's where nothing else says it."""
+    if source.name is not None:
+        return Path(source.name)
     if isinstance(source.folder, RemoteFolder):
         return Path(source.folder.name)
     real = source.root.resolve()

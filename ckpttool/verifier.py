@@ -1,4 +1,8 @@
-"""A finished conversion held against its receipt: sizes, sha256 or CRC-32 of every file, CRC-32 of every tensor."""
+"""A finished conversion held against its receipt: sizes, sha256 or CRC-32 of every file, CRC-32 of every tensor.
+
+What lies on this machine is read; what was published is held against the hashes by which the Hub lists it. Where the
+source is given, also that the conversion is what the source gives.
+"""
 
 from __future__ import annotations
 
@@ -6,172 +10,208 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ckpttool.containers.remote import RemoteFile
 from ckpttool.containers.source import LocalFile
-from ckpttool.containers.strict_json import read_object
 from ckpttool.crc import crc32
-from ckpttool.errors import InputError
+from ckpttool.errors import InputError, UsageError
 from ckpttool.locate import SHARD
-from ckpttool.place import RECEIPT_NAME, RECEIPT_SUFFIX
-from ckpttool.reports import Verification
+from ckpttool.place import RECEIPT_NAME
+from ckpttool.places import HUB_REPO, is_url
+from ckpttool.receipt_file import RECEIPT_LIMIT, find_receipt, found_receipt, read_receipt, receipt_nbytes
+from ckpttool.reports import CheckedFile, Derivation, Verification
+from ckpttool.strangers import is_loaded, strangers
+
+if TYPE_CHECKING:
+    from ckpttool.derivation import Derived
+
+__all__ = ["RECEIPT_LIMIT", "Verifier", "find_receipt", "read_receipt", "receipt_nbytes", "verify"]
 
 CHUNK = 4 << 20
-RECEIPT_LIMIT = 256 << 20
 
 Progress = Callable[[int], None]
 
-Types = Mapping[str, tuple[type, ...]]
-FILE_ROW: Types = {"name": (str,), "nbytes": (int,), "crc32": (str,), "sha256": (str, NoneType)}
-TENSOR_ROW: Types = {"name": (str,), "file": (str,), "offset": (int,), "nbytes": (int,), "crc32": (str,)}
-"""What a receipt says of each file and tensor, as far as it is needed here."""
+
+class Finished(Protocol):
+    """A finished conversion with its receipt, here or published. `nbytes` is what `check` reads."""
+
+    label: str
+    receipt: Mapping[str, Any]
+    receipt_name: str
+    commit: str | None
+    nbytes: int
+
+    def names(self) -> list[str]:
+        """Paths of the files in the receipt's folder."""
+
+    def unasked(self) -> Iterator[str]:
+        """A finding where the receipt says nothing of the file that was asked for."""
+
+    def check(self, progress: Progress) -> Iterator[tuple[CheckedFile, Sequence[str]]]:
+        """Each file of the receipt, and what is wrong with it."""
+
+    def open(self, name: str) -> LocalFile | RemoteFile:
+        """A file that is there."""
 
 
-def verify(target: str | Path, *, progress: Progress = lambda nbytes: None) -> Verification:
-    """Read every file of the conversion at `target` and compare it with the receipt beside it.
+def verify(
+    target: str | Path,
+    *,
+    source: str | Path | None = None,
+    samples: int | None = None,
+    reference: str | Path | None = None,
+    progress: Progress = lambda nbytes: None,
+) -> Verification:
+    """Compare the conversion at `target` with the receipt beside it and, where it is given, with its `source`.
 
     `target` is the folder, the GGUF (of a split set, any shard, or the name it would have unsplit), a link to one of
-    them, or the receipt.
+    them, or the receipt: all of it is read. Or it is a repo of the Hub (org/repo, org/repo@revision, hf://org/repo/file)
+    whose large files are held against the hashes that the Hub lists; only small files are read.
+
+    With `source` the conversion is planned again as the receipt says: the layout and header of every file and all side
+    files are compared, and so are `samples` slabs (32 or more where not given), which are converted again in memory.
+    `reference` stands in for the one of the receipt.
 
     Raises:
-        InputError: there is no receipt, or it is none of ours.
+        InputError: there is no receipt, it is none of ours, or `source` is not what the receipt says was read.
+        NetworkError: the Hub refuses, or breaks off too often.
+        UsageError: `samples` or `reference` without `source`.
     """
-    asked, path = _found(Path(target))
-    receipt = read_receipt(path)
-    tensors: dict[str, list[Mapping[str, Any]]] = {}
-    for t in receipt["tensors"]:
-        tensors.setdefault(t["file"], []).append(t)
-    findings = list(_unlisted(asked, path, [row["name"] for row in receipt["files"]]))
-    nbytes = 0
-    for row in receipt["files"]:
-        nbytes += row["nbytes"]
-        findings += _file_findings(path.parent, row, tensors.get(row["name"], []), progress)
-    return Verification(
-        "verification.v1", str(target), not findings, len(receipt["files"]), len(receipt["tensors"]), nbytes,
-        tuple(findings),
-    )  # fmt: skip
+    return Verifier(target, source=source, samples=samples, reference=reference).run(progress)
 
 
-def find_receipt(target: Path) -> Path:
-    """The receipt of what was converted to `target`. InputError where there is none."""
-    return _found(target)[1]
+class Verifier:
+    """One verification: all that can be refused is refused as it is made. `nbytes` is what will be compared."""
+
+    def __init__(
+        self,
+        target: str | Path,
+        *,
+        source: str | Path | None = None,
+        samples: int | None = None,
+        reference: str | Path | None = None,
+    ) -> None:
+        """As `verify` takes and raises them."""
+        if source is None and (samples is not None or reference is not None):
+            what = "--samples" if samples is not None else "--reference"
+            raise UsageError(f"{what} goes with --source", hint="give the checkpoint that was converted: --source DIR")
+        self._made = finished(target)
+        self._derived: Derived | None = None
+        self.nbytes = self._made.nbytes
+        if source is not None:
+            from ckpttool.derivation import Derived
+
+            self._derived = Derived(self._made.receipt, self._made.receipt_name, source, samples, reference)
+            self.nbytes += self._derived.nbytes
+
+    def run(self, progress: Progress = lambda nbytes: None) -> Verification:
+        """Compare; `progress` is called with the bytes just compared, from any thread."""
+        made, receipt = self._made, self._made.receipt
+        findings = list(made.unasked())
+        checked = []
+        for row, found in made.check(progress):
+            checked.append(row)
+            findings += found
+        others = strangers(made.names(), [made.receipt_name, *(r.name for r in checked)])
+        loaded = [n for n in others if made.receipt_name == RECEIPT_NAME and is_loaded(n)]
+        findings += [f"{n}: not among the files of {made.receipt_name}, and loaders may read it" for n in loaded]
+        notes: list[str] = []
+        derivation: Derivation | None = None
+        if self._derived is not None and findings:
+            notes.append("not held against its source, since it is not as its receipt says")
+        elif self._derived is not None:
+            derivation, found = self._derived.compare(made.open, progress)
+            findings += found
+            notes += self._derived.notes
+        return Verification(
+            "verification.v1", made.label, not findings, len(checked), len(receipt["tensors"]),
+            sum(row.nbytes for row in checked), tuple(findings), made.commit, tuple(checked),
+            tuple(n for n in others if n not in loaded), derivation, tuple(notes),
+        )  # fmt: skip
 
 
-def receipt_nbytes(target: str | Path) -> int:
-    """Bytes of all files that the receipt of `target` names. InputError as `verify` raises it."""
-    return sum(row["nbytes"] for row in read_receipt(find_receipt(Path(target)))["files"])
+def finished(target: str | Path) -> Finished:
+    """What `target` names, as `verify` takes it: here, or where nothing of that name is, published."""
+    text = str(target)
+    if not is_url(text):
+        try:
+            return Here(Path(target))
+        except InputError:
+            if not _may_be_a_repo(text):
+                raise
+    from ckpttool.publishing.remote_verify import Published
+
+    return Published(text)
 
 
-def _found(target: Path) -> tuple[Path, Path]:
-    """`target`, or what it is a link to, and the receipt that lies there."""
-    links = [Path(os.path.realpath(target))] if target.is_symlink() else []
-    for asked in (target, *links):
-        for path in _candidates(asked):
-            if path.is_file():
-                return asked, path
-    if target.is_dir():
-        found = sorted(target.glob("*" + RECEIPT_SUFFIX))
-        if len(found) == 1:
-            return target, found[0]
-    hint = f"convert writes {RECEIPT_NAME} into a folder, NAME.gguf{RECEIPT_SUFFIX} beside a GGUF"
-    text = "has no receipt" if target.exists() else "no such file or folder"
-    raise InputError(text, file=str(target), hint=hint)
+def _may_be_a_repo(text: str) -> bool:
+    """As `places.place` takes it: a path was meant where something of it is here."""
+    return bool(HUB_REPO.fullmatch(text)) and not any(os.path.lexists(p) for p in (text, text.partition("/")[0]))
 
 
-def _candidates(target: Path) -> Iterator[Path]:
-    yield target / RECEIPT_NAME
-    if not target.name:  # "." and "/" have nothing beside them
-        return
-    yield target.with_name(target.name + RECEIPT_SUFFIX)
-    if shard := SHARD.fullmatch(target.name):
-        yield target.with_name(f"{shard['stem']}{shard['suffix']}{RECEIPT_SUFFIX}")
-    if target.suffix == ".json":
-        yield target
+class Here:
+    """A finished conversion on this machine. InputError where there is none, or its receipt cannot be believed."""
 
+    commit: str | None = None
 
-def _unlisted(asked: Path, receipt: Path, names: Sequence[str]) -> Iterator[str]:
-    """A finding where the receipt says nothing of the file `asked`: it may be that of a split set of the same name."""
-    if asked.name in (receipt.name, *names) or asked.is_dir():
-        return
-    is_set = not os.path.lexists(asked) and not SHARD.fullmatch(asked.name) and any(map(SHARD.fullmatch, names))
-    if not is_set:
-        yield f"{asked.name}: not among the files of {receipt.name}"
+    def __init__(self, target: Path) -> None:
+        self._asked, path = found_receipt(target)
+        self._folder = path.parent
+        self.label = str(target)
+        self.receipt: Mapping[str, Any] = read_receipt(path)
+        self.receipt_name = path.name
+        self.nbytes = sum(row["nbytes"] for row in self.receipt["files"])
 
+    def names(self) -> list[str]:
+        """The files in the receipt's folder, and in the one beneath that loaders read; nothing beside a GGUF."""
+        if self.receipt_name != RECEIPT_NAME:
+            return []
+        found = [*self._folder.iterdir(), *self._folder.glob("additional_chat_templates/*")]
+        return [p.relative_to(self._folder).as_posix() for p in found if not p.is_dir()]
 
-def read_receipt(path: Path) -> dict[str, Any]:
-    """The receipt at `path` as it stands, its files and tensors looked through. InputError where it is none of ours."""
-    receipt = read_object(path, path.name, RECEIPT_LIMIT)
-    if receipt.get("schema") != "conversion.v1":
-        hint = "it may be of a newer ckpttool"
-        raise InputError("is no conversion.v1 receipt", file=str(path), field="schema", hint=hint)
-    problem = _problem(receipt)
-    if problem:
-        raise InputError(problem[1], file=str(path), field=problem[0], hint="the receipt is damaged, or was edited")
-    return receipt
-
-
-def _problem(receipt: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What no receipt of ours says: the field, and what is wrong with it."""
-    wrong = _wrong_row(receipt, "files", FILE_ROW) or _wrong_row(receipt, "tensors", TENSOR_ROW)
-    if wrong:
-        return wrong, "is missing, or not what a receipt has there"
-    sizes = {row["name"]: row["nbytes"] for row in receipt["files"]}
-    if not sizes or len(sizes) != len(receipt["files"]):
-        return "files", "names a file twice" if sizes else "names no file"
-    for name in sizes:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            return f"files: {name}", "leaves the folder"
-    ends = dict.fromkeys(sizes, 0)
-    for t in sorted(receipt["tensors"], key=lambda t: (t["offset"], t["nbytes"])):
-        field, file, stop = f"tensors: {t['name']}", t["file"], t["offset"] + t["nbytes"]
-        if file not in sizes:
-            return field, f"lies in {file}, which is not among the files"
-        if stop > sizes[file]:
-            return field, f"ends at byte {stop} of {file}, which has {sizes[file]}"
-        if t["offset"] < ends[file]:
-            return field, f"begins at byte {t['offset']} of {file}, inside another tensor"
-        ends[file] = stop
-    return None
-
-
-def _wrong_row(receipt: Mapping[str, Any], key: str, types: Types) -> str | None:
-    """The first place in the list `key` where a value is missing or of another kind; numbers are of 63 bits."""
-    rows = receipt.get(key)
-    if type(rows) is not list:
-        return key
-    for i, row in enumerate(rows):
-        if type(row) is not dict:
-            return f"{key}[{i}]"
-        for name, kinds in types.items():
-            if name not in row or type(row[name]) not in kinds:
-                return f"{key}[{i}].{name}"
-            if kinds == (int,) and not 0 <= row[name] < 1 << 63:
-                return f"{key}[{i}].{name}"
-    return None
-
-
-def _file_findings(
-    folder: Path, row: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]], progress: Progress
-) -> Iterator[str]:
-    name = row["name"]
-    if not (folder / name).is_file():
-        yield f"{name}: missing"
-        return
-    with LocalFile(folder / name, name) as f:
-        if f.size != row["nbytes"]:
-            yield f"{name}: {f.size} bytes, the receipt says {row['nbytes']}"
+    def unasked(self) -> Iterator[str]:
+        """A finding where the receipt says nothing of the file `asked`: a split set may have a receipt of its name."""
+        asked, names = self._asked, [row["name"] for row in self.receipt["files"]]
+        if asked.name in (self.receipt_name, *names) or asked.is_dir():
             return
-        sha256, crc, crcs = _hashes(f, tensors, progress)
-    bad = [t["name"] for t, found in zip(tensors, crcs, strict=True) if t["crc32"] != f"{found:08x}"]
-    for tensor in bad:
-        yield f"{name}: {tensor}: its bytes have changed"
-    if row["sha256"] is not None and row["sha256"] != sha256 and not bad:
-        yield f"{name}: sha256 differs, outside the tensors"
-    elif row["sha256"] is None and row["crc32"] != f"{crc:08x}" and not bad:
-        yield f"{name}: CRC-32 differs, outside the tensors"
+        is_set = not os.path.lexists(asked) and not SHARD.fullmatch(asked.name) and any(map(SHARD.fullmatch, names))
+        if not is_set:
+            yield f"{asked.name}: not among the files of {self.receipt_name}"
+
+    def check(self, progress: Progress) -> Iterator[tuple[CheckedFile, Sequence[str]]]:
+        """Read each file of the receipt, and say what is wrong with it."""
+        tensors: dict[str, list[Mapping[str, Any]]] = {}
+        for t in self.receipt["tensors"]:
+            tensors.setdefault(t["file"], []).append(t)
+        for row in self.receipt["files"]:
+            yield self._check(row, tensors.get(row["name"], []), progress)
+
+    def _check(
+        self, row: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]], progress: Progress
+    ) -> tuple[CheckedFile, Sequence[str]]:
+        name, nbytes = row["name"], row["nbytes"]
+        if not (self._folder / name).is_file():
+            return CheckedFile(name, nbytes, None, False), [f"{name}: missing"]
+        with self.open(name) as f:
+            if f.size != nbytes:
+                text = f"{name}: {f.size} bytes, the receipt says {nbytes}"
+                return CheckedFile(name, nbytes, None, False), [text]
+            sha256, crc, crcs = _hashes(f, tensors, progress)
+        bad = [t["name"] for t, found in zip(tensors, crcs, strict=True) if t["crc32"] != f"{found:08x}"]
+        findings = [f"{name}: {tensor}: its bytes have changed" for tensor in bad]
+        by = "crc32" if row["sha256"] is None else "sha256"
+        if by == "sha256" and row["sha256"] != sha256 and not bad:
+            findings.append(f"{name}: sha256 differs, outside the tensors")
+        elif by == "crc32" and row["crc32"] != f"{crc:08x}" and not bad:
+            findings.append(f"{name}: CRC-32 differs, outside the tensors")
+        return CheckedFile(name, nbytes, by, not findings), findings
+
+    def open(self, name: str) -> LocalFile:
+        """A file of the receipt."""
+        return LocalFile(self._folder / name, name)
 
 
 def _hashes(file: LocalFile, tensors: Sequence[Mapping[str, Any]], progress: Progress) -> tuple[str, int, list[int]]:

@@ -71,6 +71,8 @@ FIELDS = {
     ("publication.v1", "$defs", "file"): publication.PublishedFile,
     ("publication.v1", "$defs", "traffic"): publication.Traffic,
     ("verification.v1",): reports.Verification,
+    ("verification.v1", "$defs", "file"): reports.CheckedFile,
+    ("verification.v1", "$defs", "derivation"): reports.Derivation,
     ("diff.v1",): diff.Diff,
     ("diff.v1", "$defs", "side"): diff.DiffSide,
     ("diff.v1", "$defs", "part"): comparison.PartComparison,
@@ -139,6 +141,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         "conversion that assumes": ("convert", gguf, at / "b", "--to", "openai", "--no-verify"),
         "conversion to GGUF": ("convert", hf, at / "c.gguf", "--max-shard-size", "60kB", "--outtype", "q8_0"),
         "verification": ("verify", at / "a"),
+        "verification with the source": ("verify", at / "a", "--source", bf16),
         "diff": ("diff", hf, gguf),
         "diff of headers": ("diff", bf16, gguf, "--headers-only"),
         "estimate": ("estimate", hf, "--gpu", "H100"),
@@ -246,6 +249,7 @@ OPEN: dict[tuple[Any, ...], set[str]] = {
     ("reference", "formats"): set(),
     ("candidate", "formats"): set(),
     ("asked",): set(),
+    ("derivation", "steps"): set(),
 }
 """Objects whose keys are not all fixed, and those that are."""
 
@@ -284,6 +288,8 @@ def test_wrong_values_are_invalid(documents: dict[str, dict[str, Any]]) -> None:
         ("conversion", ("tensors", 0, "crc32"), "0123456"),
         ("conversion", ("options", "dtype"), "f16"),
         ("verification", ("ok",), "yes"),
+        ("verification", ("checked", 0, "by"), "eye"),
+        ("verification with the source", ("derivation", "compared"), -1),
         ("diff", ("identical",), "yes"),
         ("diff", ("parts", 0, "status"), "same"),
         ("diff that finds errors", ("side_files", 0, "sha256_a"), "ab"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckpttool.render.bars import progress, steps
-    from ckpttool.render.conversion import show_conversion, show_plan, show_verification
+    from ckpttool.render.conversion import show_conversion, show_plan
     from ckpttool.render.diff import show_diff
     from ckpttool.render.doctor import show_doctor
     from ckpttool.render.estimate import show_estimate
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ckpttool.render.terminal import OutputClosed, flush, tell
     from ckpttool.render.validation import show_validation
     from ckpttool.render.validation_page import save_validation_page
+    from ckpttool.render.verification import show_verification
 
 __all__ = [
     "OutputClosed",
@@ -71,7 +72,7 @@ _HOMES = {
     "show_publication": "publication",
     "show_round_trips": "round_trips",
     "show_validation": "validation",
-    "show_verification": "conversion",
+    "show_verification": "verification",
     "steps": "bars",
     "tell": "terminal",
 }

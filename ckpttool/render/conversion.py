@@ -1,4 +1,4 @@
-"""Plans, receipts and their verification, for a terminal."""
+"""Plans and receipts, for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ckpttool.errors import MESSAGE_LIMIT, shown
 from ckpttool.render.terminal import MOST_PROBLEMS, many, print_json, say, say_notes, table
-from ckpttool.reports import UNUSABLE, Conversion, PlanReport, Verification, document
+from ckpttool.reports import UNUSABLE, Conversion, PlanReport, document
 from ckpttool.units import size
 
 
@@ -79,17 +79,3 @@ def show_conversion(report: Conversion, receipt: str, as_json: bool) -> None:
     say_notes(report.notes)
     say(f"read back and compared: {'yes' if report.verified else 'no (--no-verify)'}")
     say(f"receipt: {shown(receipt, MESSAGE_LIMIT)}")
-
-
-def show_verification(report: Verification, as_json: bool) -> None:
-    """Whether a finished conversion still is what its receipt says."""
-    if as_json:
-        print_json(document(report))
-        return
-    for finding in report.findings:
-        say(shown(finding, limit=1000))
-    state = "as the receipt says" if report.ok else f"{many(len(report.findings), 'finding')}"
-    say(
-        f"{shown(report.target, MESSAGE_LIMIT)}: {many(report.files, 'file')}, {many(report.tensors, 'tensor')}, "
-        f"{size(report.nbytes)}: {state}"
-    )
