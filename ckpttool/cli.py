@@ -392,7 +392,8 @@ def upload(folder: str, repo: str, as_json: bool, debug: bool, **options: Any) -
         uploader.check(advance)
     with render.progress(uploader.nbytes, "uploading", quiet=as_json or not uploader.nbytes) as advance:
         report = uploader.run(advance)
-    render.show_publication(report, as_json)
+    card = uploader.card if options["card_only"] and options["dry_run"] else None
+    render.show_publication(report, as_json, card=card)
 
 
 VALIDATE_EPILOG = f"""\b

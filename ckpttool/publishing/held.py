@@ -26,7 +26,10 @@ WEIGHTS: Final = (".safetensors", ".gguf")
 CHUNK: Final = 4 << 20
 AGAIN: Final = "let nothing write there, and give the same command again"
 REMADE: Final = "convert again, or put the file back as it was"
-LEAKED: Final = "revoke it, take it out of the source, and convert again; nothing was uploaded"
+LEAKED: Final = (
+    "revoke it, and take it out; if the receipt names the file, out of the source, and convert again; "
+    "nothing was uploaded"
+)
 
 
 @dataclass(frozen=True)

@@ -160,14 +160,16 @@ class Uploader:
             validation=self._validation,
         )  # fmt: skip
         self._notes += card.remarks(receipt, source_card=source, own=own)
-        secrets.refuse(CARD, text.encode(), "take it out, and revoke it; nothing was uploaded")
+        secrets.refuse(CARD, text.encode(), "revoke it, and take it out; nothing was uploaded")
         return text
 
     def _own_card(self) -> str | None:
-        """The user's own card: the one in the folder, else the one that the branch has."""
+        """The card that is there: the user's own in the folder, else the one that the branch has."""
         path = self._manifest.own_card
         if path is not None:
-            return read_text(path, CARD)
+            text = read_text(path, CARD)
+            secrets.refuse(str(path), text.encode(), "revoke it, and take it out; nothing was uploaded")
+            return text
         if CARD not in self._access.files:
             return None
         return card.source_card(f"{self._target.url}/tree/{self._access.head}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ckpttool.errors import MESSAGE_LIMIT, shown
-from ckpttool.render.terminal import many, print_json, say, say_notes, table, write
+from ckpttool.render.terminal import many, print_json, say, say_notes, table, tell, write
 from ckpttool.reports import document
 from ckpttool.units import size
 
@@ -26,12 +26,13 @@ WORDS = {
 
 
 def show_publication(report: Publication, as_json: bool, *, card: str | None = None) -> None:
-    """The verdict, the files, what travelled, what stayed here; with `card` that text alone, on stdout."""
+    """The verdict, the files, what travelled, what stayed here; with `card` that text, and on stderr the notes."""
     if as_json:
         print_json(document(report))
         return
     if card is not None:
-        write(card if card.endswith("\n") else card + "\n")
+        write(card)
+        tell("".join(f"note: {shown(n, MESSAGE_LIMIT)}\n" for n in report.notes))
         return
     say(shown(_verdict(report), MESSAGE_LIMIT))
     for url in (report.pull_request, report.url if report.commit else None):
@@ -93,5 +94,5 @@ def _traffic(report: Publication) -> str:
         sent = f"about {size(t.up_nbytes)} up, {size(t.down_nbytes)} down, {many(t.requests, 'request')}"
         return f"{all_of_it}: {sent}; disk needed: {size(report.peak_disk)}"
     sent = f"{size(t.up_nbytes)} up, {size(t.down_nbytes)} down, {many(t.requests, 'request')}"
-    compared = "" if report.up_to_date else "; every remote hash is the receipt's"
+    compared = "" if report.up_to_date else "; the Hub's hashes are those of the files here"
     return f"{all_of_it}: {sent}{compared}"
