@@ -22,6 +22,9 @@ from ckpttool.publishing import secrets
 
 Progress = Callable[[int], None]
 
+HELD: Final = "/proc/self/fd"
+"""Where Linux has open files by their descriptors."""
+
 WEIGHTS: Final = (".safetensors", ".gguf")
 CHUNK: Final = 4 << 20
 AGAIN: Final = "let nothing write there, and give the same command again"
@@ -98,7 +101,7 @@ def opened(item: Item) -> Iterator[Path]:
     with _open(item) as fd:
         if _stamp(fd, item) != item.seen:
             raise InputError("has changed since it was checked", file=str(item.path), hint=AGAIN)
-        held = Path(f"/proc/self/fd/{fd}")
+        held = Path(HELD, str(fd))
         by_name = not held.exists()
         yield item.path if by_name else held
         with _open(item) if by_name else contextlib.nullcontext(fd) as now:

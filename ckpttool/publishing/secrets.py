@@ -42,11 +42,14 @@ def _kind(name: str, marks: str, pattern: bytes) -> Kind:
     return Kind(name, tuple(m.encode() for m in marks.split()), pattern)
 
 
+_BEGIN = rb"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"
+"""Where a word begins, also behind the end of a line as JSON writes it."""
+
 TOKEN = _kind("a Hugging Face token", "hf_ api_org_", rb"(?:hf_(?:oauth_|jwt_|app_)?|api_org_)[A-Za-z0-9]{30,}")
 
 KINDS = (
     TOKEN,
-    _kind("an AWS access key", "AKIA ASIA", rb"(?<![A-Za-z0-9])A[KS]IA[A-Z2-7]{16}(?![A-Za-z0-9])"),
+    _kind("an AWS access key", "AKIA ASIA", _BEGIN + rb"A[KS]IA[A-Z2-7]{16}(?![A-Za-z0-9])"),
     _kind(
         "an AWS secret key",
         "aws_secret_access_key AWS_SECRET_ACCESS_KEY",
@@ -55,7 +58,7 @@ KINDS = (
     _kind("a GitHub token", "ghp_ gho_ ghu_ ghs_ ghr_", rb"gh[pousr]_[A-Za-z0-9]{36,}"),
     _kind("a GitHub token", "github_pat_", rb"github_pat_[A-Za-z0-9_]{50,}"),
     _kind("a GitLab token", "glpat-", rb"glpat-[A-Za-z0-9_-]{20,}"),
-    _kind("a Google API key", "AIza", rb"(?<![A-Za-z0-9])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
+    _kind("a Google API key", "AIza", _BEGIN + rb"AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
     _kind("a Slack token", "xoxa- xoxb- xoxe- xoxp- xoxr- xoxs-", rb"xox[abeprs]-[A-Za-z0-9-]{20,}"),
     _kind("an OpenAI key", "T3BlbkFJ", rb"sk-[A-Za-z0-9_-]{8,}T3BlbkFJ[A-Za-z0-9_-]{8,}"),
     _kind("an Anthropic key", "sk-ant-", rb"sk-ant-[a-z0-9]+-[A-Za-z0-9_-]{40,}"),
