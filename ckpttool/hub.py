@@ -128,7 +128,7 @@ _BAD_TOKEN = "Invalid credentials in Authorization header"
 
 
 def _refused(status: int, headers: Mapping[str, str], uri: HfUri, source: str, *, logged_in: bool) -> Exception:
-    """The Hub's refusal to list a repo, as ours; without a token, 401 is also its answer where there is no such repo."""
+    """The Hub's refusal to list a repo, as ours; without a token, 401 may mean that there is no such repo."""
     page, code = _page(uri), headers.get("x-error-code")
     if code == "RevisionNotFound":
         return answers.NotThere(f"the repo has no revision {uri.revision}", file=source, hint=f"see {page}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -214,17 +215,22 @@ def dump(report: DataclassInstance) -> str:
 
 
 def json_text(value: Mapping[str, Any], encoding: str = "utf-8", *, rows: bool = False) -> str:
-    """Indented JSON that `encoding` can write; what it cannot stands escaped.
+    """Indented JSON that `encoding` can write; what it cannot stands escaped, and so does what terminals obey.
 
     With `rows` each item of a list at the top is one line, which is half as long where there are thousands.
     """
     text = _rows(value) if rows else json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    text = _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
         whole = _whole(value)
         return _rows(whole, ensure_ascii=True) if rows else json.dumps(whole, indent=1) + "\n"
     return text
+
+
+_OBEYED = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+"""Control and bidi characters that JSON lets stand; they lie in strings, since nowhere else may there be any."""
 
 
 def _rows(value: Mapping[str, Any], *, ensure_ascii: bool = False) -> str:
