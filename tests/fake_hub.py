@@ -730,8 +730,13 @@ def late(hub: FakeHub, seconds: float, code: int = 504) -> Fault:
 
 
 def truncated(n: int) -> Fault:
-    """The body ends after `n` bytes."""
-    return lambda call, act: replace(act(), cut=n)
+    """The body ends after `n` bytes, before its end."""
+    return lambda call, act: _cut(act(), n)
+
+
+def _cut(answer: Answer, n: int) -> Answer:
+    """`answer` without its end; without its head where it has no body."""
+    return replace(answer, cut=min(n, len(answer.body) - 1)) if answer.body else Answer(hangup=True)
 
 
 def stalled(seconds: float) -> Fault:
@@ -751,7 +756,7 @@ def silent(call: Call, act: Act) -> Answer:
 
 def silent_after(n: int) -> Fault:
     """All happens; `n` bytes of the answer's body come, and then nothing, as long as the client waits."""
-    return lambda call, act: replace(act(), cut=n, silent=True)
+    return lambda call, act: replace(_cut(act(), n), silent=True)
 
 
 def wrong_bytes(call: Call, act: Act) -> Answer:
