@@ -16,7 +16,7 @@ from ckpttool.publishing.repos import RepoTarget
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ def made(target: RepoTarget, access: Access, private: bool | None, calls: Calls 
     if not access.exists:
         calls.ask(lambda api: api.create_repo(target.id, private=private, exist_ok=True))
     found = _found(calls, target, access.user)
+    if private is not None and found.private not in (None, private):
+        what = f"the repo was made {_visibility(found.private)} meanwhile"
+        raise UsageError(what, file=str(target), hint=f"see {target.url}/settings")
     if found.head is None:
         calls.ask(lambda api: api.create_branch(target.id, branch=target.branch, exist_ok=True))
         found = _found(calls, target, access.user)
@@ -88,7 +91,7 @@ def made(target: RepoTarget, access: Access, private: bool | None, calls: Calls 
 def listed(api: HfApi, target: RepoTarget, revision: str) -> tuple[str, bool, dict[str, RemoteEntry]]:
     """The commit of `revision`, whether the repo is private, and its files."""
     info = api.model_info(target.id, revision=revision, files_metadata=True)
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+    if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise ValueError("it names no commit")
     if info.id != target.id:
         what = f"the repo is called {info.id}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from ckpttool.containers.answers import Again
 from ckpttool.errors import NetworkError
 from ckpttool.publishing import access, refusals
 from ckpttool.publishing.access import Access, RemoteEntry
@@ -13,8 +14,6 @@ from ckpttool.publishing.repos import RepoTarget
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
-
-_AGAIN = "run the command again; what is up is not put again"
 
 
 class Meant(Protocol):
@@ -38,7 +37,13 @@ def commit(
         raise NetworkError("there is no branch to commit to", file=str(calls.target), hint="make it first")
     posting = _Posting(calls, found.head, meant, additions, title, description)
     sha, request = posting.run() if additions else (found.head, None)
-    differing = calls.ask(lambda api: _differing(api, calls.target, sha, meant))
+    try:
+        differing = calls.ask(lambda api: _differing(api, calls.target, sha, meant))
+    except refusals.Refused as error:
+        if error.status != 404:
+            raise
+        sha, request = posting.found()  # the answer named a commit that is none
+        differing = []
     if differing:
         names = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         what = f"commit {sha[:12]} does not hold what was sent: {names}"
@@ -65,6 +70,7 @@ class _Posting:
         self._additions = additions
         self._title = title
         self._description = description
+        self._nbytes = sum(len(a.path_or_fileobj) for a in additions if isinstance(a.path_or_fileobj, bytes))
         self._posted = False
         self._requests: dict[str, str] = {}
 
@@ -72,42 +78,55 @@ class _Posting:
         if self._target.pr:
             self._requests = self._calls.ask(self._pull_requests)
         try:
-            return self._calls.ask(self._post, nbytes=sum(a.upload_info.size for a in self._additions))
+            return self._calls.ask(self._post, nbytes=self._nbytes)
         except NetworkError as error:
             return self._after(error)
 
     def _post(self, api: HfApi) -> tuple[str, str | None]:
+        from huggingface_hub.errors import HfHubHTTPError
+
         if self._posted and (landed := self._landed(api)):
             return landed
         self._posted = True
-        info = api.create_commit(
-            self._target.id,
-            self._additions,
-            commit_message=self._title,
-            commit_description=self._description,
-            revision=self._target.branch,
-            parent_commit=self._parent,
-            create_pr=self._target.pr,
-        )
+        try:
+            info = api.create_commit(
+                self._target.id,
+                self._additions,
+                commit_message=self._title,
+                commit_description=self._description,
+                revision=self._target.branch,
+                parent_commit=self._parent,
+                create_pr=self._target.pr,
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code in (409, 412):  # another's commit is under way, or was faster; or ours was
+                raise Again(refusals.summary(error.response), tries=3, hint=refusals.LATER) from error
+            raise
+        if not access.COMMIT.fullmatch(info.oid):
+            raise ValueError("it names no commit")
         return info.oid, info.pr_url
 
     def _after(self, error: NetworkError) -> tuple[str, str | None]:
         """What became of a commit that ended with `error`; raises where it did not happen, or nobody knows."""
-        refused = isinstance(error, refusals.Refused)
-        if refused and error.status not in (409, 412):  # type: ignore[attr-defined]
+        if isinstance(error, refusals.Refused | _Moved):
             raise error
         try:
-            landed = self._calls.ask(self._landed)
-        except refusals.Refused:
+            return self.found()
+        except _Moved:
             raise
-        except NetworkError as unknown:
-            if isinstance(unknown, _Moved):
-                raise
+        except _NotThere:
+            what = f"nothing was committed: {error.message}"
+            raise NetworkError(what, file=error.file, hint=refusals.LATER) from error
+        except NetworkError:
             what = f"whether the commit was made is not known: {error.message}"
-            hint = f"look at {self._target.url}/commits/{self._target.branch}, or {_AGAIN}"
+            hint = f"look at {self._target.url}/commits/{self._target.branch}, or {refusals.LATER}"
             raise NetworkError(what, file=str(self._target), hint=hint) from error
+
+    def found(self) -> tuple[str, str | None]:
+        """The commit as the Hub shows it. NetworkError where there is none, or another in its place."""
+        landed = self._calls.ask(self._landed)
         if landed is None:
-            raise NetworkError(f"nothing was committed: {error.message}", file=error.file, hint=_AGAIN) from error
+            raise _NotThere("nothing was committed", file=str(self._target), hint=refusals.LATER)
         return landed
 
     def _landed(self, api: HfApi) -> tuple[str, str | None] | None:
@@ -120,7 +139,7 @@ class _Posting:
         if all(m.is_in(files.get(n)) for n, m in self._meant.items()):
             return head, None
         what = f"nothing was committed: somebody else moved the branch from {self._parent[:12]} to {head[:12]}"
-        raise _Moved(what, file=str(self._target), hint=_AGAIN)
+        raise _Moved(what, file=str(self._target), hint=refusals.LATER)
 
     def _opened(self, api: HfApi) -> tuple[str, str | None] | None:
         """The pull request that was opened since and holds what was meant."""
@@ -132,6 +151,10 @@ class _Posting:
     def _pull_requests(self, api: HfApi) -> dict[str, str]:
         refs = api.list_repo_refs(self._target.id, include_pull_requests=True).pull_requests
         return {r.ref: r.target_commit for r in refs or ()}
+
+
+class _NotThere(NetworkError):
+    """The branch is where it was."""
 
 
 class _Moved(NetworkError):

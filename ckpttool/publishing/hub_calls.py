@@ -8,6 +8,7 @@ host that was looked at, and an error of ours where it fails. What is tried agai
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,11 +103,18 @@ def _passing(passage: _Passage) -> Iterator[None]:
 
 
 def _guard(client: httpx2.Client) -> None:
-    """Let the requests that publish pass the door; all others of the shared client go as they did."""
+    """Let the requests that publish pass the door; all others of the shared client go as they did.
+
+    Nor does the library log failures of those that pass, with URLs that are signed: they end as errors of ours.
+    """
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_unlogged)  # the same one is added once
     send = client.send
-    if isinstance(send, _Door):
-        return
-    client.send = _Door(send)  # type: ignore[method-assign]
+    if not isinstance(send, _Door):
+        client.send = _Door(send)  # type: ignore[method-assign]
+
+
+def _unlogged(record: logging.LogRecord) -> bool:
+    return _passage.get() is None
 
 
 class _Door:
@@ -153,7 +161,7 @@ class _Passage:
         if response.status_code in answers.TRANSIENT:
             wait = answers.wait(response.status_code, response.headers)
             if not repeated or (wait or 0) > patience.PATIENCE.longest_wait:
-                raise Again(refusals.summary(response), wait)
+                raise Again(refusals.summary(response), wait, hint=refusals.LATER)
         return response
 
     def _answer(
@@ -163,13 +171,9 @@ class _Passage:
             raise Again("nobody waits any more")
         self._look_at(request)
         p = patience.PATIENCE
-        silence = (
-            p.read if request.method in ("GET", "HEAD") else p.total
-        )  # a commit is worked on before it is answered
-        request.extensions = {
-            **request.extensions,
-            "timeout": self._library.Timeout(silence, connect=p.connect).as_dict(),
-        }
+        silence = p.total if self._in_parts and request.method == "POST" else p.read  # parts take time to join
+        waits = self._library.Timeout(silence, connect=p.connect).as_dict()
+        request.extensions = {**request.extensions, "timeout": waits}
         request.stream = _counted(self._library)(request, self)
         self._calls.count(requests=1)
         try:
@@ -187,7 +191,11 @@ class _Passage:
         hub, url = urlsplit(self._calls.target.hub), urlsplit(str(request.url))
         if (url.scheme, url.netloc) == (hub.scheme, hub.netloc):
             return
-        answers.refuse_redirect(hub.geturl(), str(request.url), self.label)
+        try:
+            answers.refuse_redirect(hub.geturl(), str(request.url), self.label)
+        except NetworkError as error:
+            what = f"the Hub wants content at another place: it {error.message}"
+            raise NetworkError(what, file=self.label, hint="it, or something between, misleads") from error
         request.headers.pop("authorization", None)
 
     def _next(self, request: httpx2.Request, response: httpx2.Response) -> httpx2.Request:
@@ -201,12 +209,12 @@ class _Passage:
         hint = "was the repo renamed? give its new name; else the server, or something between, misleads"
         raise NetworkError(what, file=self.label, hint=hint)
 
-    def sent(self, nbytes: int) -> None:
-        """A piece of a body went out. Raises where nobody waits for the call any more."""
+    def sent(self, request: httpx2.Request, nbytes: int) -> None:
+        """A piece of a body goes out. Raises where nobody waits for the call any more."""
         if self._gone.is_set():
             raise Again("nobody waits any more")
         self._calls.count(up=nbytes)
-        if self._sent is not None:
+        if self._sent is not None and request.method == "PUT":  # content, and not a question before it
             self._sent(nbytes)
 
 
@@ -216,6 +224,7 @@ def _counted(library: ModuleType) -> Callable[[httpx2.Request, _Passage], Any]:
 
     class Counted(library.SyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, request: httpx2.Request, passage: _Passage) -> None:
+            self._request = request
             self._stream: Any = request.stream
             self._passage = passage
             self._nbytes = int(request.headers.get("content-length", 0))
@@ -223,7 +232,7 @@ def _counted(library: ModuleType) -> Callable[[httpx2.Request, _Passage], Any]:
         def __iter__(self) -> Iterator[bytes]:
             missing = self._nbytes
             for piece in self._stream:
-                self._passage.sent(len(piece))
+                self._passage.sent(self._request, len(piece))
                 missing -= len(piece)
                 yield piece
             if missing > 0:
@@ -282,8 +291,9 @@ def _in_words(label: str, target: RepoTarget) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             raise refusals.refused(cause.response, label, target) from error
         if isinstance(cause, OSError):
-            raise os_error(cause) from error
-        raise Again(f"the upload broke off: {refusals.redacted(str(cause or error))}", tries=3) from error
+            raise _of_system(cause, label) from error
+        what = f"the upload broke off: {refusals.redacted(str(cause or error))}"
+        raise Again(what, tries=3, hint=refusals.LATER) from error
     except OSError as error:
         raise _of_system(error, label) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -293,8 +303,11 @@ def _in_words(label: str, target: RepoTarget) -> Iterator[None]:
         raise NetworkError(what, file=label, hint="is HF_ENDPOINT a Hub?") from error
 
 
-def _of_system(error: OSError, label: str) -> CkptError:
+def _of_system(error: OSError, label: str) -> Exception:
     """What the system refused; hf_xet's own errors are of the same kinds, without a number."""
     if error.errno is not None:
         return os_error(error)
-    return NetworkError(refusals.redacted(str(error)) or type(error).__name__, file=label, hint=answers.LATER)
+    what = refusals.redacted(str(error)) or type(error).__name__
+    if isinstance(error, PermissionError | FileNotFoundError):
+        return NetworkError(f"the upload was refused: {what}", file=label, hint=refusals.LATER)
+    return Again(f"the upload broke off: {what}", tries=3, hint=refusals.LATER)

@@ -13,6 +13,7 @@ from ckpttool.publishing.repos import RepoTarget
 if TYPE_CHECKING:
     import httpx2
 
+LATER: Final = "run the command again later; what is up is not put again"
 SAID_LIMIT: Final = 300
 """Characters of what a server says that are shown."""
 
@@ -60,7 +61,7 @@ def refused(response: httpx2.Response, label: str, target: RepoTarget) -> Except
     """The error of an answer: `Again` where it may pass, else `Refused`."""
     status = response.status_code
     if status in answers.TRANSIENT:
-        return answers.Again(summary(response), answers.wait(status, response.headers))
+        return answers.Again(summary(response), answers.wait(status, response.headers), hint=LATER)
     words = said(response)
     if status == 400 and "secret" in words.lower():
         what = f"the Hub found a valid secret in what was sent: {words}"

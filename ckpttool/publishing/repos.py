@@ -51,10 +51,8 @@ class RepoTarget:
 
 
 def is_repo_url(text: str) -> bool:
-    """Whether a target is a repo, by its scheme or its host, and not a path: a path of two parts looks like a repo."""
-    from ckpttool.hub import is_hub_url
-
-    return text.startswith("hf://") or (text.startswith(("https://", "http://")) and is_hub_url(text))
+    """Whether a target is meant as a repo: by its scheme, since a path of two parts looks like a repo's id."""
+    return text.startswith(("hf://", "https://", "http://"))
 
 
 def repo_target(
@@ -73,7 +71,7 @@ def repo_target(
     _checked_id(id, shown)
     if branch and revision and branch != revision:
         raise UsageError(f"names the branch {branch}, --revision {revision}", file=shown, hint="give one of them")
-    branch = branch or revision or MAIN
+    branch = (revision or MAIN) if branch is None else branch
     if _COMMIT.fullmatch(branch) or not _BRANCH.fullmatch(branch) or branch.endswith(".lock"):
         raise UsageError(f"{branch!r} is no branch that can be written to", file=shown, hint="give a branch's name")
     if pr and branch != MAIN:
@@ -83,12 +81,15 @@ def repo_target(
 
 
 def _parts(text: str, shown: str, endpoint: str | None) -> tuple[str, str | None, str]:
-    """Id, branch and path."""
+    """Id, branch and path. Without a scheme all behind the @ is the branch."""
     from huggingface_hub import constants, parse_hf_uri
     from huggingface_hub.errors import HfUriError
 
+    if "://" not in text:
+        id, _, branch = text.partition("@")
+        return id, branch if "@" in text else None, ""
     try:
-        uri = parse_hf_uri(text if "://" in text else f"hf://{text}", endpoint=endpoint or constants.ENDPOINT)
+        uri = parse_hf_uri(text, endpoint=endpoint or constants.ENDPOINT)
     except HfUriError as error:
         why = str(error) if shown == text else "it holds a password"  # which the error might quote
         raise UsageError(f"is no repo: {why}", file=shown, hint=_GIVE) from error

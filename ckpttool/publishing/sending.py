@@ -178,6 +178,8 @@ class Sending:
                 ),
                 name, nbytes=meant.nbytes, in_parts=in_parts, sent=sent if instruction else None,
             )  # fmt: skip
+        if instruction and not reported:  # it went by Xet, which does not tell how much it left out
+            self._calls.count(up=meant.nbytes)
         self._progress(meant.nbytes - reported)
         return self._keep(name, meant, state, addition)
 
