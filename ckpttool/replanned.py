@@ -20,6 +20,7 @@ from ckpttool.containers.remote import RemoteFolder
 from ckpttool.crc import crc32
 from ckpttool.errors import InputError, UsageError, raise_all
 from ckpttool.locate import SHARD
+from ckpttool.places import is_url
 from ckpttool.planner import Plan, make_plan
 from ckpttool.receipt import fidelity_of
 from ckpttool.receipt_file import EDITED, NOT_THERE, Types, wrong_field, wrong_row
@@ -52,16 +53,16 @@ def replanned(
         NetworkError, UsageError: as `open_checkpoint` raises them.
     """
     _look_through(receipt, label)
-    options, stated = receipt["options"], receipt["source"]
-    lender = reference if reference is not None else options["reference"]
-    try:
-        found = open_checkpoint(source, reference=lender)
-    except InputError as e:
-        if reference is None and lender is not None:
-            e.hint = f"{e.hint or ''}; the receipt's --reference is {lender}: give another place of it with --reference"
-        raise
+    stated = receipt["source"]
+    lender = reference if reference is not None else _lender(receipt["options"]["reference"], label)
+    found = open_checkpoint(source, reference=lender)
     _require_same(found, stated)
-    plan = make_plan(replace(found, name=stated.get("name")), _target(receipt, label))
+    asked = _target(receipt, label)
+    try:
+        plan = make_plan(replace(found, name=stated.get("name")), asked)
+    except UsageError as e:
+        text = f"says what cannot be made of the source: {e}"
+        raise InputError(text, file=label, field="options", hint=EDITED) from e
     notes = []
     if str(found.path) != stated["path"]:
         notes.append(f"{found.path} has the sizes and headers of {stated['path']}, which the receipt names")
@@ -83,12 +84,20 @@ def _look_through(receipt: Mapping[str, Any], label: str) -> None:
     wrong = wrong or wrong_row(receipt["source"], "files", SOURCE_FILE) or wrong_row(receipt, "tensors", TENSOR)
     if wrong is None and (type(receipt["source"].get("name", "")) is not str or not receipt["source"]["files"]):
         wrong = "source"
-    if wrong is None and (receipt["options"]["max_shard_size"] or 1) < 1:
+    if wrong is None and receipt["options"]["max_shard_size"] is not None and receipt["options"]["max_shard_size"] < 1:
         wrong = "options.max_shard_size"
     if wrong is None and type(receipt.get("tool")) is not dict:
         wrong = "tool"
     if wrong is not None:
         raise InputError(NOT_THERE, file=label, field=wrong.rstrip("."), hint=EDITED)
+
+
+def _lender(stated: str | None, label: str) -> str | None:
+    """The receipt's reference, where it may be read unasked: on the Hub, or here. InputError where it may not."""
+    if stated is None or stated.startswith("hf://") or (not is_url(stated) and Path(stated).exists()):
+        return stated
+    text = f"says --reference {stated}, which is not here"
+    raise InputError(text, file=label, field="options.reference", hint="say where it lies now: --reference DIR")
 
 
 def _require_same(found: Checkpoint, stated: Mapping[str, Any]) -> None:
@@ -129,7 +138,8 @@ def _target(receipt: Mapping[str, Any], label: str) -> Target:
     try:
         return target(place, recipe=_recipe(stated) if stated else "best", **kept)
     except (UsageError, ValueError) as e:
-        raise InputError(f"says what no conversion is asked for: {e}", file=label, hint=EDITED) from e
+        text = f"says what no conversion is asked for: {e}"
+        raise InputError(text, file=label, field="options", hint=EDITED) from e
 
 
 def _unsplit(name: str) -> str:
