@@ -35,6 +35,7 @@ from ckpttool.slabwork import ALIGNMENT  # noqa: E402
 
 MODEL = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
 NATIVE = torch.cuda.is_available()
+needs_two = pytest.mark.skipif(NATIVE and torch.cuda.device_count() < 2, reason="needs two GPUs, or none")
 
 CONVERSIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "dequantize, transposed": ("hf", {"to": "bf16"}),
@@ -93,7 +94,7 @@ def test_the_bytes_of_the_cpu(
     assert on_gpu.plan == on_cpu.plan
 
 
-@pytest.mark.skipif(NATIVE and torch.cuda.device_count() < 2, reason="needs two GPUs, or none")
+@needs_two
 def test_slabs_are_spread_over_cards(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = set()
     original = Lane.transcode
@@ -215,10 +216,15 @@ def test_the_plan_says_where_and_what_it_takes(sources: dict[str, Path], tmp_pat
     most = lanes_within(report.gpu_memory, buffer)
     few = api.preview(plan, api.limit(device="cuda", workers=len(plan.slabs), max_gpu_memory=report.gpu_memory))
     assert (few.workers, few.gpu_memory) == (min(most, len(plan.slabs)), report.gpu_memory)
-    of_two = api.preview(plan, api.limit(device="cuda:0,cuda:1", workers=2))
-    assert of_two.gpu_memory == reserved_nbytes(1, buffer)
     report = api.preview(plan, api.limit(device="cpu", workers=2))
     assert (report.devices, report.gpu_memory) == (("cpu",), 0)
+
+
+@needs_two
+def test_two_cards_share_the_threads(sources: dict[str, Path], tmp_path: Path) -> None:
+    plan = api.plan(sources["hf"], tmp_path / "x", to="bf16")
+    of_each = api.preview(plan, api.limit(device="cuda:0,cuda:1", workers=2)).gpu_memory
+    assert of_each == api.preview(plan, api.limit(device="cuda", workers=1)).gpu_memory
 
 
 def test_a_bad_value_is_named_as_on_the_cpu(tmp_path: Path) -> None:
