@@ -1,0 +1,224 @@
+"""Converting from a Hub on the loopback: how fast against plain reading by the same client, and in how much memory.
+
+    python tests/bench/hub.py                    about 4 minutes
+    python tests/bench/hub.py --layers 1 --experts 8 --rounds 1      a quick look
+
+The Hub of the tests runs as a process of its own; the plain reader is a process that asks it for the same files with
+huggingface_hub's client, eight ranges at once, and keeps nothing. Seconds are those between the first request for a
+tensor and the last byte, without start-up, on both sides. From a process's peak memory we take what the same
+conversion of the tiny fixture leaves resident. Markdown on stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import processes
+from memory import MB, PROBE
+from processes import CKPTTOOL, machine, need_memory, run, write_checkpoint
+
+HERE = Path(__file__).resolve().parent
+TINY = HERE.parents[1] / "fixtures" / "tiny-gpt-oss"
+TOKEN = "hf_" + "w" * 34
+BAR = 0.7
+MORE_MEMORY = 256 * MB
+AT_ONCE = 8
+
+SERVE = """
+import json, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+import fake_hub
+with fake_hub.running() as hub:
+    hub.users[sys.argv[2]] = fake_hub.User("ada")
+    for name, folder in json.loads(sys.argv[3]).items():
+        hub.add(name, {p.name: p.read_bytes() for p in sorted(pathlib.Path(folder).iterdir())})
+    print(hub.endpoint, flush=True)
+    while sys.stdin.read(1):
+        pass
+"""
+"""The Hub, until its stdin is closed."""
+
+READ = """
+import json, sys, threading
+from time import perf_counter
+from huggingface_hub import HfApi, get_session, hf_hub_url
+name, at_once, piece = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+found = HfApi().model_info(name, files_metadata=True)
+files = [s for s in found.siblings if s.rfilename.endswith(".safetensors")]
+todo = iter([(s.rfilename, at, min(at + piece, s.size)) for s in files for at in range(0, s.size, piece)])
+lock, client, read = threading.Lock(), get_session(), []
+def body():
+    while True:
+        with lock:
+            asked = next(todo, None)
+        if asked is None:
+            return
+        file, first, stop = asked
+        url = hf_hub_url(name, file, revision=found.sha)
+        with client.stream("GET", url, headers={"Range": f"bytes={first}-{stop - 1}"}) as answer:
+            got = sum(map(len, answer.iter_raw()))
+        assert got == stop - first
+        read.append(got)
+threads = [threading.Thread(target=body) for _ in range(at_once)]
+begun = perf_counter()
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(json.dumps({"seconds": perf_counter() - begun, "nbytes": sum(read)}))
+"""
+"""Every byte of a repo's weights once, in ranges as large as a slab's, and nothing done with them."""
+
+
+@dataclass
+class Race:
+    """A conversion from the Hub, and plain reading of the same files, in turns."""
+
+    source: str
+    to: str
+    reading: list[float] = field(default_factory=list)
+    converting: list[float] = field(default_factory=list)
+    here: list[float] = field(default_factory=list)
+    nbytes: int = 0
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return f"{self.source.upper()} -> {self.to.upper()}"
+
+
+@contextlib.contextmanager
+def hub(folders: dict[str, Path]) -> Iterator[None]:
+    """The Hub with these repos, which every process started meanwhile takes for its own."""
+    command = [
+        sys.executable,
+        "-c",
+        SERVE,
+        str(HERE.parent),
+        TOKEN,
+        json.dumps({n: str(p) for n, p in folders.items()}),
+    ]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin is not None and server.stdout is not None
+    for offline in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        processes.ENVIRONMENT.pop(offline, None)
+    processes.ENVIRONMENT |= {"HF_ENDPOINT": server.stdout.readline().strip(), "HF_TOKEN": TOKEN}
+    processes.ENVIRONMENT |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    try:
+        yield
+    finally:
+        server.stdin.close()
+        server.wait()
+
+
+def target_of(scratch: Path, to: str) -> Path:
+    return scratch / ("out.gguf" if to == "gguf" else "out")
+
+
+def remove(path: Path) -> None:
+    """A target, and the receipt beside it."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.with_name(path.name + ".receipt.json").unlink(missing_ok=True)
+
+
+def converted(source: str, target: Path, to: str) -> float:
+    """Seconds between the first tensor's bytes and the last, written and read back."""
+    done = run([*CKPTTOOL, "convert", source, str(target), "--to", to, "--device", "cpu", "--json"]).document
+    remove(target)
+    return float(done["run"]["seconds"]["total"])
+
+
+def hold(race: Race, folder: Path, scratch: Path, rounds: int, piece: int) -> None:
+    """Each of the three in turns; the first round does not count."""
+    target, name = target_of(scratch, race.to), f"ada/bench-{race.source}"
+    for n in range(-1, rounds):
+        read = run([sys.executable, "-c", READ, name, str(AT_ONCE), str(piece)]).document
+        taken = (read["seconds"], converted(name, target, race.to), converted(str(folder), target, race.to))
+        race.nbytes = read["nbytes"]
+        if n >= 0:
+            for seconds, found in zip(taken, (race.reading, race.converting, race.here), strict=True):
+                found.append(seconds)
+
+
+def row(race: Race) -> str:
+    reading, converting, here = (statistics.median(x) for x in (race.reading, race.converting, race.here))
+    spread = f"{min(race.converting):.2f} to {max(race.converting):.2f}"
+    rates = [race.nbytes / s / 1e6 for s in (reading, converting, here)]
+    ratio = reading / converting
+    return (
+        f"| {race.name} | {race.nbytes / 1e9:.2f} | {reading:.2f}, {rates[0]:,.0f} "
+        f"| {converting:.2f} ({spread}), {rates[1]:,.0f} | {here:.2f}, {rates[2]:,.0f} | {ratio:.2f} "
+        f"| {BAR}: {'pass' if ratio >= BAR else 'FAIL'} |"
+    )
+
+
+def peak(source: str, tiny: str, target: Path, to: str, memory: int) -> str:
+    """A row: what a process has at its peak beside what the tiny repo's conversion leaves resident."""
+    options = ("--to", to, "--device", "cpu", "--workers", str(AT_ONCE), "--max-memory", f"{memory // MB}MB")
+
+    def probe(name: str) -> dict[str, int]:
+        said = run([sys.executable, "-c", PROBE, "convert", name, str(target), *options]).stdout
+        remove(target)
+        found: dict[str, int] = json.loads(said.splitlines()[-1])
+        return found
+
+    more = probe(source)["VmHWM"] - probe(tiny)["VmRSS"]
+    verdict = "pass" if more < memory + MORE_MEMORY else "FAIL"
+    kind = source.rpartition("-")[2]
+    return f"| {kind} -> {to} | {memory // MB}MB | {more / MB:,.0f} | {(memory + MORE_MEMORY) // MB} | {verdict} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--experts", type=int, default=32)
+    parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--piece", type=int, default=16 << 20, help="bytes of a plain reader's range")
+    parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/ckpttool-hub"), help="a folder to be made")
+    asked = parser.parse_args()
+    print(f"{machine()}.\n", flush=True)
+    asked.scratch.mkdir()
+    try:
+        measured(asked)
+    finally:
+        shutil.rmtree(asked.scratch)
+
+
+def measured(asked: argparse.Namespace) -> None:
+    """Both tables."""
+    # Each source on tmpfs and in the Hub, the widest target, and a process.
+    need_memory(int(asked.layers * asked.experts * 3 * 2880 * 2880 * (2 * 2.6 + 2)) + (4 << 30))
+    folders = {kind: asked.scratch / f"bench-{kind}" for kind in ("mxfp4", "bf16")}
+    for kind, folder in folders.items():
+        write_checkpoint(folder, kind, layers=asked.layers, experts=asked.experts, vocab=asked.vocab)
+    races = [Race("mxfp4", "gguf"), Race("mxfp4", "bf16"), Race("bf16", "mxfp4")]
+    repos = {f"ada/{p.name}": p for p in folders.values()} | {
+        "ada/tiny-mxfp4": TINY / "hf",
+        "ada/tiny-bf16": TINY / "hf-bf16",
+    }
+    with hub(repos):
+        print(f"{asked.layers} layers, {asked.experts} experts; medians of {asked.rounds}; ranges of "
+              f"{asked.piece >> 20} MiB, {AT_ONCE} at once.\n")  # fmt: skip
+        print("| from the Hub | GB | plain reading, s, MB/s | converting, s, MB/s | from a folder | ratio | bar |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        for race in races:
+            hold(race, folders[race.source], asked.scratch, asked.rounds, asked.piece)
+            print(row(race), flush=True)
+        print(f"\nMemory with {AT_ONCE} ranges at once, in MB of 10^6 bytes.\n")
+        print("| conversion | --max-memory | above what is loaded | bar | |\n|---|---|---|---|---|", flush=True)
+        for race in races:
+            for memory in (512 * MB, 160 * MB):
+                target = target_of(asked.scratch, race.to)
+                print(peak(f"ada/bench-{race.source}", f"ada/tiny-{race.source}", target, race.to, memory), flush=True)
+
+
+if __name__ == "__main__":
+    main()
