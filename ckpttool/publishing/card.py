@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ from ckpttool.publishing.card_sections import sections
 from ckpttool.publishing.front_matter import CARD, Page, parse, render
 from ckpttool.publishing.loading import LIBRARIES, OF_A_FORM, runtimes_of
 from ckpttool.publishing.quality import DATASET, Quality, quality, read_report
+from ckpttool.receipt_file import EDITED
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -82,10 +84,11 @@ def card(
 
     Raises:
         InputError: `own` has front matter that is no YAML or no model-index of the Hub's, or marks that do not match;
-            `validation` is no such report, is of another conversion, or says failed.
+            `validation` is no such report, is of another conversion, or says failed; `receipt` is damaged.
     """
-    told = facts(receipt, source)
+    told = _told(receipt, source)
     measured = None if validation is None else quality(validation, told, repo)
+    section = _section(told, repo, measured)
     page = parse(own or "")
     blocks = _blocks(page.body)
     before = next((b.fields for b in blocks if b.file == told.artefact), {})
@@ -93,11 +96,11 @@ def card(
     fields = _fields(told, _source_page(source_card))
     if quantized_by is not None:
         fields["quantized_by"] = quantized_by
-    changes = _merged(page.data, fields, before, others)
+    changes, ours = _merged(page.data, fields, before, others)
     if quantized_by is not None:
         changes["quantized_by"] = quantized_by
     changes["model-index"] = _model_index(page.data.get("model-index"), repo, told, measured)
-    block = _block(told, sections(told, repo, measured), fields)
+    block = _block(told, section, ours)
     text = render(Page(_with_block(page.body, block, told, repo, blocks), page.yaml, page.data), changes)
     _check(text)
     return text
@@ -107,7 +110,7 @@ def remarks(
     receipt: Mapping[str, Any], *, source_card: str | None = None, own: str | None = None, source: str | None = None
 ) -> tuple[str, ...]:
     """What the card lacks, and how to add it: for whoever publishes."""
-    fields = {**_fields(facts(receipt, source), _source_page(source_card)), **parse(own or "").data}
+    fields = {**_fields(_told(receipt, source), _source_page(source_card)), **parse(own or "").data}
     out = []
     if source_card is not None and _source_page(source_card) is None:
         out.append("the source's README.md has front matter that cannot be read; nothing was copied from it")
@@ -123,15 +126,37 @@ def remarks(
 def source_card(source: str | Path) -> str | None:
     """The text of README.md beside the checkpoint `source`, here or on the Hub; None where there is none.
 
+    OpenAI's original/ folder has it one higher.
+
     Raises:
         InputError: it is not UTF-8, or there is no such source.
         LimitError: it is larger than a card may be.
         NetworkError: the remote end refuses.
     """
-    folder, _ = place(source)
+    folder, _ = place(re.sub(r"(?<=[^/\\])[/\\]original[/\\]?$", "", str(source)))
     if isinstance(folder, RemoteFolder) and CARD not in folder.names():
         return None
     return read_text(folder.side(CARD), CARD, limits.SIDE_FILE) if folder.has(CARD) else None
+
+
+def _told(receipt: Mapping[str, Any], source: str | None) -> Facts:
+    with _damage():
+        return facts(receipt, source)
+
+
+def _section(told: Facts, repo: str, measured: Quality | None) -> str:
+    with _damage():
+        return sections(told, repo, measured)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """InputError where a receipt lacks what every receipt has."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"the receipt is not as convert writes it: {type(error).__name__}: {error}"
+        raise InputError(what, hint=EDITED) from error
 
 
 def _source_page(text: str | None) -> Page | None:
@@ -191,17 +216,28 @@ def _absolute(link: str | None, told: Facts) -> str | None:
 
 def _merged(
     data: Mapping[str, Any], fields: Mapping[str, Any], before: Mapping[str, Any], others: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What to change in `data`: `before` is what we set last, `others` what we set for other files of the repo."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to change in `data`, and what of it is ours then.
+
+    `before` is what was ours for this file, `others` what is for other files of the repo: the rest is the user's.
+    """
     changes: dict[str, Any] = {}
-    for key in dict.fromkeys([*fields, *before]):
+    for key in dict.fromkeys([*fields, *(k for k in before if k != "quantized_by")]):
         held = data.get(key)
-        if key == "tags" and isinstance(held, list):
-            gone = [t for t in before.get(key, ()) if not any(t in o.get(key, ()) for o in others)]
-            changes[key] = list(dict.fromkeys([*(t for t in held if t not in gone), *fields[key]]))
-        elif held is None or (held == before.get(key) and not any(key in o for o in others)):
+        if held is None or (held == before.get(key) and not any(key in o for o in others)):
             changes[key] = fields.get(key)
-    return changes
+    if changes.get("base_model", data.get("base_model")) != fields.get("base_model"):
+        changes.pop("base_model_relation", None)  # it would be said of another base
+    ours = {k: v for k, v in changes.items() if v is not None}
+    held = data.get("tags")
+    tags = [held] if isinstance(held, str) else held
+    if isinstance(tags, list):
+        theirs = {t for o in others for t in o.get("tags", ())}
+        once = {t for t in before.get("tags", ()) if t in tags}
+        stay = [t for t in tags if t not in once - theirs or t in fields["tags"]]
+        changes["tags"] = [*stay, *(t for t in fields["tags"] if t not in stay)]
+        ours["tags"] = [t for t in fields["tags"] if t not in tags or t in once | theirs]
+    return changes, ours
 
 
 def _model_index(held: Any, repo: str, told: Facts, measured: Quality | None) -> Any:
