@@ -22,7 +22,7 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from ckpttool.containers import patience
 from ckpttool.containers.exchange import session
 from ckpttool.errors import CkptError, InputError, LocalIOError, NetworkError, UsageError
-from ckpttool.publishing import hub_calls, refusals
+from ckpttool.publishing import door, refusals
 from ckpttool.publishing import sending as published_by
 from ckpttool.publishing.access import Access, check_access, made
 from ckpttool.publishing.hub_calls import Calls
@@ -740,8 +740,8 @@ def test_a_file_that_cannot_be_read(hub: FakeHub, tmp_path: Path, monkeypatch: p
             counted._stream = iter(fails, None)
         return counted
 
-    real = hub_calls._counted(session()[0])
-    monkeypatch.setattr(hub_calls, "_counted", lambda library: broken)
+    real = door._counted(session()[0])
+    monkeypatch.setattr(door, "_counted", lambda library: broken)
     to = sending()
     said = refused(lambda: to.put(SHARD, place, sha(DATA), len(DATA)), LocalIOError)
     assert "Input/output error" in said and not hub.repos["ada/m"].objects

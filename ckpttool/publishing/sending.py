@@ -176,7 +176,7 @@ class Sending:
                 lambda api: api.preupload_lfs_files(
                     self.target.id, [addition], revision=self.target.branch, create_pr=self.target.pr
                 ),
-                name, nbytes=meant.nbytes, in_parts=in_parts, sent=sent if instruction else None,
+                name, nbytes=meant.nbytes, in_parts=in_parts, sent=sent,
             )  # fmt: skip
         if instruction and not reported:  # it went by Xet, which does not tell how much it left out
             self._calls.count(up=meant.nbytes)
