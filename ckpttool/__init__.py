@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ckpttool.api import convert, plan
+    from ckpttool.api import convert, convert_to_hub, plan
     from ckpttool.checkpoint import Checkpoint, open_checkpoint
     from ckpttool.codecs.arrays import RECIPES, BadBlock, Recipe, dequantize, quantize
     from ckpttool.diff import compare
@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "compare",
     "convert",
+    "convert_to_hub",
     "dequantize",
     "diagnose",
     "estimate",
@@ -57,6 +58,7 @@ _HOMES = {
     "Recipe": "codecs.formats",
     "compare": "diff",
     "convert": "api",
+    "convert_to_hub": "api",
     "dequantize": "codecs.arrays",
     "diagnose": "doctor.diagnosis",
     "estimate": "serving.estimator",

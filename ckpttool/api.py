@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ckpttool.checkpoint import open_checkpoint
 from ckpttool.codecs.formats import Recipe
@@ -13,11 +14,16 @@ from ckpttool.errors import UsageError
 from ckpttool.execute import execute
 from ckpttool.planner import Plan, make_plan
 from ckpttool.preview import preview
+from ckpttool.publishing.repos import is_repo_url
 from ckpttool.reports import Conversion
 from ckpttool.resources import Limits
 from ckpttool.target import MAX_GPU_MEMORY, MAX_MEMORY, target
 
-__all__ = ["convert", "execute", "limit", "plan", "preview"]
+if TYPE_CHECKING:
+    from ckpttool.publishing.report import Publication
+    from ckpttool.publishing.streaming import HubConversion
+
+__all__ = ["convert", "convert_to_hub", "execute", "hub_conversion", "limit", "plan", "preview"]
 
 Size = int | str
 """Bytes, or text such as "512MB", "5GB", "1GiB"."""
@@ -51,6 +57,8 @@ def plan(
         InputError: whatever headers, index, config and tokenizer show to be wrong, all of it at once.
         NetworkError: a remote end refuses, or breaks off too often.
     """
+    if is_repo_url(str(target_path)):
+        raise UsageError("is a repo, not a path", file=str(target_path), hint="use convert_to_hub")
     asked = target(
         target_path,
         to=to,
@@ -97,6 +105,68 @@ def convert(
     limits = limit(device=device, workers=workers, max_memory=max_memory, max_gpu_memory=max_gpu_memory)
     made = plan(source, target_path, **options)  # type: ignore[arg-type]
     return execute(made, limits, overwrite=overwrite, verify=verify, progress=progress)
+
+
+def convert_to_hub(
+    source: str | Path,
+    repo: str,
+    *,
+    workers: int | None = None,
+    max_memory: Size = MAX_MEMORY,
+    max_gpu_memory: Size = MAX_GPU_MEMORY,
+    device: str = "auto",
+    progress: Callable[[int], None] = lambda nbytes: None,
+    sent: Callable[[int], None] = lambda nbytes: None,
+    **options: Any,
+) -> Publication:
+    """Convert `source` and publish it in `repo` (hf://org/repo[@branch][/x.gguf]), each file as it is made.
+
+    `sent` is called with bytes that the Hub has, `progress` with those that were written here. `options` are those of
+    `hub_conversion`, everything else as in `convert`.
+
+    Raises:
+        NetworkError: the Hub refuses, breaks off, or the branch has moved. Nothing is visible then, unless it says so.
+        UsageError, InputError, LocalIOError, LimitError: as `convert` does; InputError also for what looks like a
+            secret in a text file.
+    """
+    limits = limit(device=device, workers=workers, max_memory=max_memory, max_gpu_memory=max_gpu_memory)
+    return hub_conversion(source, repo, limits, **options).run(progress, sent)
+
+
+def hub_conversion(
+    source: str | Path,
+    repo: str,
+    limits: Limits,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    pr: bool = False,
+    free_disk: bool = False,
+    force: bool = False,
+    overwrite: bool = False,
+    workdir: str | Path | None = None,
+    validation: str | Path | None = None,
+    quantized_by: str | None = None,
+    allow_endpoint: bool = False,
+    to: str | None = None,
+    max_shard_size: Size | None = None,
+    reference: str | Path | None = None,
+    **options: Any,
+) -> HubConversion:
+    """A conversion to a repo of the Hub, planned: what `run` and `preview` of it do. Other options are `plan`'s.
+
+    Files are made in `workdir`, by default the current folder, and stay there, unless `free_disk` deletes each once the
+    Hub has it. `force` converts though the repo is up to date.
+    """
+    from ckpttool.publishing import streaming
+    from ckpttool.publishing.repos import repo_target
+
+    where = repo_target(repo, revision=revision, pr=pr, allow_endpoint=allow_endpoint)
+    path = streaming.local_path(where, to, workdir)
+    address = streaming.address(where, path)
+    wanted = target(path, to=to, max_shard_size=_bytes(max_shard_size, "max_shard_size"), address=address, **options)
+    asked = streaming.Asked(private, free_disk, force, overwrite, validation, quantized_by)
+    return streaming.HubConversion(source, where, wanted, limits, asked, reference)
 
 
 def limit(

@@ -36,6 +36,11 @@ def _legal_table() -> str:
     return "\n".join(lines)
 
 
+PUBLISHING = (
+    "free_disk", "workdir", "force", "private", "revision", "pr", "validation", "quantized_by", "allow_endpoint",
+)  # fmt: skip
+"""Options of convert that are of a TARGET on the Hub."""
+
 CONVERT_EPILOG = f"""\b
 Legal combinations (the first of each is the default; - means that the option may not be given):
 {_legal_table()}
@@ -48,6 +53,13 @@ Examples:
   ckpttool convert gpt-oss-20b gpt-oss-20b.gguf                  for llama.cpp, byte for byte as its converter
   ckpttool convert gpt-oss-20b.gguf gpt-oss-20b --to mxfp4       and back, for transformers and vLLM
   ckpttool convert my-finetune x.gguf --experts mxfp4 --dry-run  what it would take
+  ckpttool convert openai/gpt-oss-20b hf://me/gpt-oss-20b-bf16 --to bf16 --free-disk   from repo to repo, in two shards
+
+
+To the Hub: each file goes up as soon as it is read back, all of it becomes visible in one commit, with a model card and
+the receipt. The same command goes on where it was stopped, also on another machine, and sends nothing that the Hub has.
+Where the repo already holds what this version makes of this commit, it says so and reads no tensor.
+Token, endpoint and cache are huggingface_hub's: hf auth login, HF_TOKEN, HF_ENDPOINT.
 
 {EXITS}"""
 
@@ -118,6 +130,17 @@ def cli(context: click.Context) -> None:
 @click.option("--dry-run", is_flag=True, help="Print the exact plan and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace TARGET once the new one is complete.")
 @click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
+@click.option("--free-disk", is_flag=True, help="To the Hub: delete each file here once the Hub has it.")
+@click.option("--workdir", type=click.Path(), metavar="DIR", help="To the Hub: make the files there, not here.")
+@click.option("--force", is_flag=True, help="To the Hub: convert though the repo is up to date.")
+@click.option("--private/--public", default=None, help="Of a repo that is made now. Default: the account's.")
+@click.option("--revision", metavar="BRANCH", help="Publish there; made from main if missing. Default: main.")
+@click.option("--pr", is_flag=True, help="Open a pull request instead of changing the branch.")
+@click.option(
+    "--validation", type=click.Path(), metavar="FILE", help="Put the figures of `ckpttool validate --json` in the card."
+)
+@click.option("--quantized-by", metavar="NAME", help="Whom the card names.")
+@click.option("--allow-endpoint", is_flag=True, help="Send the token to another host than the Hub's, or without TLS.")
 @_shared
 def convert(
     source: str,
@@ -136,12 +159,22 @@ def convert(
     """Convert the checkpoint SOURCE to TARGET.
 
     SOURCE is a Hugging Face folder, OpenAI's original/ folder, a .safetensors file or a GGUF, here or remote: org/repo,
-    org/repo@revision, hf://, https://, s3://. TARGET is a folder or x.gguf. A conversion that was interrupted goes on
-    when the same command is given again.
+    org/repo@revision, hf://, https://, s3://. TARGET is a folder, x.gguf, or a repo of the Hub: hf://org/repo[@branch],
+    hf://org/repo/x.gguf. A conversion that was interrupted goes on when the same command is given again.
     """
     from ckpttool import api, render
+    from ckpttool.publishing.repos import is_repo_url
 
     limits = api.limit(device=device, workers=workers, max_memory=max_memory, max_gpu_memory=max_gpu_memory)
+    publishing = {name: options.pop(name) for name in PUBLISHING}
+    if is_repo_url(target):
+        _refuse({"--no-verify": no_verify or None}, "does not go with hf://: what is published is read back", "convert")
+        _convert_to_hub(source, target, limits, dry_run, as_json, {**options, **publishing, "overwrite": overwrite})
+        return
+    private = publishing.pop("private")
+    given = {f"--{name.replace('_', '-')}": value or None for name, value in publishing.items()}
+    given |= {"--private": private or None, "--public": private is False or None}
+    _refuse(given, "goes with hf://org/repo as TARGET", "convert")
     plan = api.plan(source, target, **options)
     if dry_run:
         render.show_plan(api.preview(plan, limits, overwrite=overwrite), as_json)
@@ -149,6 +182,31 @@ def convert(
     with render.progress(plan.tensor_nbytes, "converting", quiet=as_json) as advance:
         report = api.execute(plan, limits, overwrite=overwrite, verify=not no_verify, progress=advance)
     render.show_conversion(report, str(plan.place.receipt), as_json)
+
+
+def _convert_to_hub(
+    source: str, target: str, limits: Any, dry_run: bool, as_json: bool, options: dict[str, Any]
+) -> None:
+    from ckpttool import api, render
+
+    conversion = api.hub_conversion(source, target, limits, **options)
+    if dry_run:
+        plan, foreseen = conversion.preview()
+        if plan is not None and not as_json:
+            render.show_plan(plan, as_json)
+        render.show_publication(foreseen, as_json)
+        return
+    quiet = as_json or conversion.is_current
+    with (
+        render.progress(conversion.plan.tensor_nbytes, "converting", quiet=quiet) as advance,
+        render.progress(conversion.plan.nbytes, "uploading", quiet=quiet) as sent,
+    ):
+        report = conversion.run(advance, sent)
+    if report.conversion is not None and not as_json:
+        place = conversion.plan.place
+        receipt = f"{report.url}/{place.receipt_name}" if conversion.frees else str(place.receipt)
+        render.show_conversion(report.conversion, receipt, as_json)
+    render.show_publication(report, as_json)
 
 
 INSPECT_EPILOG = f"""\b
@@ -520,13 +578,13 @@ def _validate_round_trips(
         sys.exit(1)
 
 
-def _refuse(given: dict[str, str | None], where: str) -> None:
+def _refuse(given: dict[str, Any], where: str, command: str = "validate") -> None:
     """UsageError for the first that is given."""
     from ckpttool.errors import UsageError
 
     for name, value in given.items():
         if value is not None:
-            raise UsageError(f"{name} {where}", hint="ckpttool validate --help shows both forms")
+            raise UsageError(f"{name} {where}", hint=f"ckpttool {command} --help shows both forms")
 
 
 def main() -> NoReturn:

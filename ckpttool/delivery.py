@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ckpttool.containers.source import LocalTarget
 from ckpttool.reports import Conversion
+
+if TYPE_CHECKING:
+    from ckpttool.containers.source import LocalTarget
 
 
 class Delivery(Protocol):
@@ -14,11 +17,14 @@ class Delivery(Protocol):
 
     frees: bool
 
-    def has(self, sha256: str, nbytes: int) -> bool:
-        """Whether this content is there, from an earlier run."""
+    def begin(self) -> None:
+        """Get ready; called before anything is read or written."""
+
+    def holds(self, name: str, sha256: str, nbytes: int) -> bool:
+        """Whether a file that an earlier run has delivered and deleted is still there."""
 
     def deliver(self, name: str, file: LocalTarget, sha256: str) -> None:
         """Bring one file there, which was read back; from any thread, several at once."""
 
-    def finish(self, conversion: Conversion, folder: Path) -> None:
-        """All files are there; `folder` has the receipt and the side files."""
+    def finish(self, conversion: Conversion, folder: Path, worked: Sequence[int]) -> None:
+        """All files are there; `folder` has the receipt and the side files. `worked` are the slabs of this run."""

@@ -81,8 +81,10 @@ def execute(
         return settled
     check_target(plan, overwrite, frees=frees)
     using = resources(plan, limits)  # last, since it may measure for seconds
+    if delivery is not None:
+        delivery.begin()
     with workplace.locked(place):
-        freed = {f.file: f for f in workplace.freed(plan) if delivery and frees and delivery.has(f.sha256, f.nbytes)}
+        freed = _freed(plan, delivery)
         done = workplace.resumed(plan, freed)
         try:
             run = _Run(plan, done, freed, progress, delivery)
@@ -97,7 +99,7 @@ def execute(
             raise _ours(e) from e
         if delivery is not None:
             try:
-                delivery.finish(conversion, place.staged)
+                delivery.finish(conversion, place.staged, [i for i in run.done if i not in run.resumed])
             except (CkptError, OSError) as e:
                 raise _resumable(e) from e
         if frees:
@@ -105,6 +107,13 @@ def execute(
         else:
             workplace.commit(plan, overwrite=overwrite)
     return conversion
+
+
+def _freed(plan: Plan, delivery: Delivery | None) -> dict[str, Freed]:
+    """The files of an earlier run that lie where they were delivered to, and need not be made again."""
+    if delivery is None or not delivery.frees:
+        return {}
+    return {f.file: f for f in workplace.freed(plan) if delivery.holds(f.file, f.sha256, f.nbytes)}
 
 
 def _ours(error: CkptError | OSError) -> CkptError:
@@ -136,7 +145,7 @@ class _Run:
         self.crew = Crew()
         self.checks = _checks(plan)
         self.hashes = {name: f.sha256 for name, f in freed.items()}
-        self.resumed = len(done)
+        self.resumed = frozenset(done)
         self.journal = Journal(plan.place.partial / "journal", plan.digest, [*done.values(), *freed.values()])
         frees = delivery is not None and delivery.frees
         self.staged = Staged(plan, self.checks, self.crew, window(plan) if frees else len(plan.files), freed)
@@ -205,7 +214,7 @@ def _convert(run: _Run, limits: Limits, using: Resources, verify: bool, begun: f
         _require_unchanged(plan)
         worked = perf_counter()
         sidecars = {s.name: write_sidecar(s, place.staged, verify=verify) for s in plan.sidecars}
-        outcome = Outcome(run.done, run.checks, run.hashes if verify else None, sidecars, run.resumed, using)
+        outcome = Outcome(run.done, run.checks, run.hashes if verify else None, sidecars, len(run.resumed), using)
         _sync(place, staged)
         ended = perf_counter()
         outcome.seconds = {

@@ -12,7 +12,7 @@ from ckpttool.resources import Limits, resources
 from ckpttool.steps import Fidelity
 
 
-def preview(plan: Plan, limits: Limits, *, overwrite: bool = False) -> PlanReport:
+def preview(plan: Plan, limits: Limits, *, overwrite: bool = False, frees: bool = False) -> PlanReport:
     """What executing `plan` within `limits` would write, do and need; whatever would stop it at its start is raised.
 
     Raises:
@@ -21,7 +21,7 @@ def preview(plan: Plan, limits: Limits, *, overwrite: bool = False) -> PlanRepor
         UsageError: a device that cannot be used.
     """
     using = resources(plan, limits)
-    check_target(plan, overwrite)
+    check_target(plan, overwrite, frees=frees)
     counts: Counter[tuple[str, str, str, str]] = Counter()
     nbytes: Counter[tuple[str, str, str, str]] = Counter()
     fidelity: Counter[str] = Counter()
@@ -35,7 +35,7 @@ def preview(plan: Plan, limits: Limits, *, overwrite: bool = False) -> PlanRepor
     return PlanReport(
         "plan.v1",
         str(plan.source.path),
-        str(plan.place.path),
+        plan.target.address or str(plan.place.path),
         plan.source.dialect.name,
         plan.target.dialect,
         asdict(recipe) if recipe else None,

@@ -53,7 +53,7 @@ def receipt(plan: Plan, outcome: Outcome) -> Conversion:
         "conversion.v1",
         {"name": "ckpttool", "version": __version__},
         _source(plan.source),
-        {"path": str(t.path), "dialect": t.dialect},
+        {"path": t.address or str(t.path), "dialect": t.dialect},
         {
             "to": t.to,
             "experts": t.experts,

@@ -42,7 +42,10 @@ MAX_GPU_MEMORY = 2_000_000_000
 
 @dataclass(frozen=True)
 class Target:
-    """Where to, in which form, made how. Build it with `target`, which checks and fills in the defaults."""
+    """Where to, in which form, made how. Build it with `target`, which checks and fills in the defaults.
+
+    `address` is where it is published, if it is.
+    """
 
     path: Path
     to: str
@@ -53,6 +56,7 @@ class Target:
     lossless: bool
     max_shard_size: int | None
     model_name: str | None
+    address: str | None = None
 
     @property
     def dialect(self) -> str:
@@ -83,6 +87,7 @@ def target(
     lossless: bool = False,
     max_shard_size: int | None = None,
     model_name: str | None = None,
+    address: str | None = None,
 ) -> Target:
     """Check what was asked for and fill in the defaults; None means "not given".
 
@@ -118,6 +123,7 @@ def target(
         lossless,
         max_shard_size if to == "gguf" else max_shard_size or SAFETENSORS_SHARD,
         model_name,
+        address,
     )
 
 

@@ -65,7 +65,8 @@ OPTIONS = {
     "convert": {
         "--to", "--experts", "--outtype", "--dtype", "--recipe", "--scale-rule", "--ties", "--lossless", "--device",
         "--workers", "--max-memory", "--max-gpu-memory", "--max-shard-size", "--reference", "--model-name",
-        "--dry-run", "--json", "--overwrite", "--no-verify", "--debug",
+        "--dry-run", "--json", "--overwrite", "--no-verify", "--debug", "--free-disk", "--workdir", "--force",
+        "--private", "--revision", "--pr", "--validation", "--quantized-by", "--allow-endpoint",
     },
     "inspect": {"--tensors", "--scales", "--codes", "--experts", "--check", "--html", "--json", "--debug"},
     "verify": {"--source", "--samples", "--reference", "--json", "--debug"},

@@ -125,7 +125,6 @@ def test_heavy_packages_load_on_first_use(module: str) -> None:
 def test_only_one_module_writes_checkpoints() -> None:
     assert {m for m in modules() if "containers.source.LocalTarget" in {n[9:] for n, _ in parsed(m)}} <= {
         "execute",
-        "delivery",
         "staged",
         "readback",
         "workplace",

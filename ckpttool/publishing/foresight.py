@@ -14,16 +14,18 @@ from ckpttool.publishing.sending import SMALL, Meant, Sending
 
 MODES: Final = 256
 """Files that the Hub is asked about at once: how it would store them;"""
+NONE: Final[Mapping[str, int]] = {}
 LISTED: Final = 500
 """and what it holds of them."""
 
 
 def foreseen(
-    target: RepoTarget, access: Access, calls: Calls, meant: Mapping[str, Meant]
+    target: RepoTarget, access: Access, calls: Calls, meant: Mapping[str, Meant], unmade: Mapping[str, int] = NONE
 ) -> tuple[tuple[PublishedFile, ...], Traffic]:
     """What would become of each file, and all of the traffic: what has travelled, and what would.
 
-    Bytes are those of files; requests are exact but for content that goes up in parts.
+    `unmade` are names and bytes of files that are yet to be made. Bytes are those of files; requests are exact but for
+    content that goes up in parts.
 
     Raises:
         UsageError: the repo's .gitattributes or .gitignore does not let a file in.
@@ -32,8 +34,10 @@ def foreseen(
     sending = Sending(target, access, calls=calls)
     there = access.head is not None
     if there:
-        sending.expect({n: m.nbytes for n, m in meant.items()})
-    files = tuple(PublishedFile(n, m.nbytes, m.sha256, _state(sending, n, m)) for n, m in sorted(meant.items()))
+        sending.expect({n: m.nbytes for n, m in meant.items()} | dict(unmade))
+    known = [PublishedFile(n, m.nbytes, m.sha256, _state(sending, n, m)) for n, m in meant.items()]
+    new = [PublishedFile(n, nbytes, None, State.uploaded) for n, nbytes in unmade.items()]
+    files = tuple(sorted((*known, *new), key=lambda f: f.name))
     up = sum(f.nbytes for f in files if f.state is State.uploaded)
     done = calls.traffic
     return files, Traffic(done.down_nbytes, up, done.requests + _requests(files, there))
