@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -64,11 +65,16 @@ def _ran(command: click.Group, argv: list[str]) -> int:
     secrets.refuse_arguments(argv)
     try:
         # Click returns what a command ended with: None, or the code that --help and the like ended with.
-        code = command.main(argv, prog_name="ckpttool", standalone_mode=False) or 0
+        code = command.main(argv, prog_name=_called(), standalone_mode=False) or 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 70
     render.flush()
     return int(code)
+
+
+def _called() -> str:
+    """What the user typed for this command: as an extension of huggingface_hub's it is called hf-ckpttool."""
+    return "hf ckpttool" if Path(sys.argv[0]).stem == "hf-ckpttool" else "ckpttool"
 
 
 def _reported(error: BaseException, *, as_json: bool, debug: bool, goes_on: bool) -> int:
@@ -94,7 +100,7 @@ def _known(error: BaseException) -> BaseException:
 
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "ckpttool COMMAND"
+        command = context.command_path if context else f"{_called()} COMMAND"
         return UsageError(error.format_message().rstrip("."), hint=f"{command} --help shows what there is")
     if isinstance(error, MemoryError):
         return LimitError("out of memory", hint="give a smaller --max-memory, or fewer --workers")
