@@ -5,7 +5,7 @@ Where anything is wrong nothing is sent: the options, the receipt, who may write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,26 +13,22 @@ from typing import Any, Final
 
 from ckpttool import __version__, threads
 from ckpttool.containers.strict_json import read_text
-from ckpttool.errors import CkptError, InputError, LimitError, UsageError, raise_all
+from ckpttool.errors import CkptError, InputError, Problems, UsageError, raise_all
 from ckpttool.place import RECEIPT_NAME
-from ckpttool.publishing import card, manifest, secrets
+from ckpttool.publishing import card, describing, manifest, secrets
 from ckpttool.publishing.access import Access, check_access, made
 from ckpttool.publishing.foresight import foreseen
 from ckpttool.publishing.held import WEIGHTS
 from ckpttool.publishing.hub_calls import Calls
 from ckpttool.publishing.manifest import CARD, Item
-from ckpttool.publishing.report import Publication, State
+from ckpttool.publishing.report import Publication
 from ckpttool.publishing.repos import repo_target
 from ckpttool.publishing.sending import SMALL, Meant, Sending, git_sha1
-from ckpttool.strangers import is_loaded, strangers
 
 Progress = Callable[[int], None]
 
 PARALLEL: Final = 4
 """Files that are hashed, or sent, at once."""
-
-LARGEST: Final = 50_000_000_000
-"""Bytes of a file that the Hub takes without hf_xet."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Uploader:
         self._manifest = manifest.read(folder)
         self._validation = None if asked.validation is None else card.read_report(asked.validation)
         self._items: tuple[Item, ...] = () if asked.card_only else self._manifest.items
-        _refuse_large(self._items)
+        describing.refuse_large({str(i.path): i.nbytes for i in self._items})
         self._calls = Calls(self._target)
         self._access = check_access(self._target, private=asked.private, calls=self._calls)
         self._notes: list[str] = list(_notes(self._manifest, self._access, asked))
@@ -103,58 +99,37 @@ class Uploader:
 
     def run(self, progress: Progress = lambda nbytes: None) -> Publication:
         """Send what is missing and commit; in a dry run say what would be. Raises as `upload` does."""
-        card = self.card.encode()
+        card, left_out = self.card.encode(), self._manifest.left_out
         if self._asked.dry_run:
             meant = {i.name: _meant(i) for i in self._items} | {CARD: _meant_bytes(card)}
             files, traffic = foreseen(self._target, self._access, self._calls, meant)
-            return self._report(files, traffic, None, None, self._access, not self._access.exists)
+            return describing.publication(
+                self._target, self._access, files, traffic, created=not self._access.exists, dry_run=True,
+                left_out=left_out, notes=self._notes,
+            )  # fmt: skip
         access = made(self._target, self._access, self._asked.private, self._calls)
         sending = Sending(self._target, access, progress=progress, calls=self._calls)
         sending.expect({i.name: i.nbytes for i in self._items} | {CARD: len(card)})
         threads.share(self._items, [lambda item: _put(sending, item)] * PARALLEL)
         sending.put(CARD, card, sha256(card).hexdigest(), len(card))
         commit, request = sending.commit(*self._message())
-        created = not self._access.exists
-        return self._report(sending.files, sending.traffic, commit, request, access, created)
-
-    def _report(
-        self, files: Any, traffic: Any, commit: str | None, request: str | None, access: Access, created: bool
-    ) -> Publication:
-        target = self._target
-        revision = target.branch if request is None else f"refs/pr/{request.rpartition('/')[2]}"
-        tree = f"/tree/{commit}" if commit else ""
-        return Publication(
-            schema="publication.v1",
-            repo=target.id,
-            revision=revision,
-            url=target.url + tree,
-            commit=commit,
-            pull_request=request,
-            created=created,
-            private=access.private,
-            up_to_date=all(f.state is State.unchanged for f in files),
-            dry_run=self._asked.dry_run,
-            files=tuple(files),
-            left_out=self._manifest.left_out,
-            traffic=traffic,
-            peak_disk=0,
-            notes=tuple(self._notes),
-        )
+        return describing.publication(
+            self._target, access, sending.files, sending.traffic, commit=commit, request=request,
+            created=not self._access.exists, left_out=left_out, notes=self._notes,
+        )  # fmt: skip
 
     def _message(self) -> tuple[str, str]:
         """The commit's title and what is below it."""
         if self._asked.message is not None:
             title, _, rest = self._asked.message.strip().partition("\n")
             return title, rest.strip()
-        receipt = self._manifest.receipt
         if self._asked.card_only:
             return "Model card", f"Written by ckpttool {__version__}."
-        name = str(receipt["source"]["path"]).rstrip("/").rpartition("/")[2] or "a checkpoint"
-        what = f"{name} converted to {receipt['options']['to']} by ckpttool {receipt['tool']['version']}"
-        return what, f"The receipt is {self._manifest.receipt_path.name}; plan {receipt['plan']}."
+        return describing.message(self._manifest.receipt, self._manifest.receipt_path.name)
 
     def _written_card(self) -> str:
-        receipt, own, source = self._manifest.receipt, self._own_card(), self._source_card()
+        receipt, own = self._manifest.receipt, self._own_card()
+        source = describing.source_card(receipt["source"]["path"], self._notes)
         text = card.card(
             receipt, repo=self._target.id, source_card=source, own=own, quantized_by=self._asked.quantized_by,
             validation=self._validation,
@@ -170,20 +145,7 @@ class Uploader:
             text = read_text(path, CARD)
             secrets.refuse(str(path), text.encode(), "revoke it, and take it out; nothing was uploaded")
             return text
-        if CARD not in self._access.files:
-            return None
-        return card.source_card(f"{self._target.url}/tree/{self._access.head}")
-
-    def _source_card(self) -> str | None:
-        """The card of what was converted, where it can still be had."""
-        source = self._manifest.receipt["source"]
-        try:
-            return card.source_card(source["path"])
-        except CkptError as error:
-            self._notes.append(
-                f"the source's card cannot be read, so licence and language are not copied: {error.message}"
-            )
-            return None
+        return describing.branch_card(self._target, self._access)
 
     def _require_files(self) -> None:
         """The card speaks of files that must be there. InputError where they are not; in a dry run a note."""
@@ -196,52 +158,33 @@ class Uploader:
         self._notes.append(what)
 
 
-def _refuse_large(items: Iterable[Item]) -> None:
-    """LimitError for a file that the Hub takes by hf_xet alone, where that is not there."""
-    large = next((i for i in items if i.nbytes > LARGEST), None)
-    if large is not None and not _has_xet():
-        what = f"has {large.nbytes:,} bytes; without hf_xet the Hub takes {LARGEST:,}"
-        hint = "pip install hf_xet (and leave HF_HUB_DISABLE_XET unset), or convert with --max-shard-size 5GB"
-        raise LimitError(what, file=str(large.path), hint=hint)
-
-
-def _has_xet() -> bool:
-    from importlib.util import find_spec
-
-    from huggingface_hub import constants
-
-    return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
-
-
 def _notes(found: manifest.Manifest, access: Access, asked: Asked) -> Iterator[str]:
     path = str(found.receipt["source"]["path"])
     if "://" not in path and Path(path).is_absolute() and not asked.card_only:
         yield f"the receipt, which is published, says where the source lay on your disk: {path}"
     if found.own_card is not None:
         yield f"{CARD}: your own text is kept"
-    others = [n for n in strangers(access.files, {i.name for i in found.items} | {CARD}) if is_loaded(n)]
-    if others and found.receipt_path.name == RECEIPT_NAME and not asked.card_only:
-        names = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
-        yield f"the branch also holds files of another checkpoint, which loaders may take for part of this one: {names}"
+    if found.receipt_path.name == RECEIPT_NAME and not asked.card_only:
+        yield from describing.others(access, (i.name for i in found.items))
     if asked.dry_run and asked.pr:
         yield "a pull request would be opened; the branch stays as it is"
 
 
 def _all_checked(items: tuple[Item, ...], progress: Progress) -> tuple[Item, ...]:
-    """All of them checked; all that is wrong is raised together."""
+    """All of them checked; what is wrong with any of them is raised together, a failure of the system at once."""
     found: dict[str, Item] = {}
-    problems: dict[str, CkptError] = {}
+    problems: dict[str, Sequence[CkptError]] = {}
 
     def check(item: Item) -> None:
         try:
             found[item.name] = manifest.checked(item, progress)
-        except CkptError as error:
-            problems[item.name] = error
+        except Problems as error:
+            problems[item.name] = error.problems
+        except InputError as error:
+            problems[item.name] = [error]
 
     threads.share(items, [check] * PARALLEL)
-    raise_all(
-        [p for i in items if i.name in problems for p in getattr(problems[i.name], "problems", [problems[i.name]])]
-    )
+    raise_all([p for i in items for p in problems.get(i.name, ())])
     return tuple(found[i.name] for i in items)
 
 
