@@ -138,13 +138,11 @@ def _remote(url: str, allowed: bool) -> tuple[RemoteFolder, str | None]:
     from ckpttool import hub
     from ckpttool.containers.stores import store_folder, url_folder, without_secrets
 
-    scheme = url.partition("://")[0].lower()
+    shown, scheme = without_secrets(url), url.partition("://")[0].lower()
     on_hub = scheme == "hf" or (scheme in ("http", "https") and hub.is_hub_url(url))
     if not allowed:
         fetch = "hf download ORG/REPO --local-dir FOLDER" if on_hub else "with curl, or the store's own tool"
-        raise InputError(
-            "is remote; what is converted must lie here", file=without_secrets(url), hint=f"download it first: {fetch}"
-        )
+        raise InputError("is remote; what is converted must lie here", file=shown, hint=f"download it first: {fetch}")
     if on_hub:
         return hub.hub_folder(url)
     return url_folder(url) if scheme in ("http", "https") else store_folder(url)

@@ -176,8 +176,14 @@ _PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
 
 
 def without_secrets(url: str) -> str:
-    """`url` as it may be shown: without a password, and of http(s) without user and query, which may hold a token."""
-    parts = urlsplit(url)
+    """`url` as it may be shown: without a password, and of http(s) without user and query, which may hold a token.
+
+    UsageError where it is none, as `https://[x` is.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"is no URL: {error}", file=_PASSWORD.sub("", url), hint="check its host") from error
     if parts.scheme in ("http", "https"):
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     return url if parts.scheme in ("git", "github") else _PASSWORD.sub(r"\1@", url)  # whose colon is before a name
