@@ -20,6 +20,7 @@ from ckpttool.containers import limits
 from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.remote import RemoteFile, open_file
 from ckpttool.containers.source import LocalFile, ReadableFile
+from ckpttool.header_keys import differing_keys
 from ckpttool.journal import Entry
 from ckpttool.receipt import changed_values
 from ckpttool.replanned import differences, replanned
@@ -73,10 +74,15 @@ class Derived:
         with contextlib.ExitStack() as stack:
             made: dict[str, ReadableFile] = {}
             for layout in plan.files:
-                if sizes.get(layout.name) == layout.size:
-                    made[layout.name] = _kept(opened(layout.name), stack)
-                    findings += _header_findings(layout, made[layout.name])
-                    progress(_head_nbytes(layout))
+                if layout.name not in sizes:
+                    continue
+                file = _kept(opened(layout.name), stack)
+                if sizes[layout.name] == layout.size:
+                    made[layout.name] = file
+                    findings += _header_findings(layout, file)
+                else:
+                    findings += differing_keys(layout, file)
+                progress(_head_nbytes(layout))
             sources = {f.name: _kept(open_file(f.place, f.name), stack) for f in plan.source.files}
             sampled = [i for i in self._samples if all(at.file in made for at in self._ranges(i))]
             findings += self._slab_findings(sampled, sources, made, progress)
@@ -186,3 +192,4 @@ def _header_findings(layout: FileLayout, made: ReadableFile) -> Iterator[str]:
     if there != wanted:
         at = next(i for i, (a, b) in enumerate(zip(there, wanted, strict=True)) if a != b)
         yield f"{layout.name}: its header is not what comes of the source, from byte {at} on"
+        yield from differing_keys(layout, made)

@@ -518,8 +518,24 @@ def test_a_changed_header_is_found(kind: str, made: Callable[[str], Published]) 
     at = out.files[name].index(old) + next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
     out.files[name] = out.files[name].replace(old, new, 1)
     out.forge()
-    (found,) = verify(source="org/src").findings
-    assert found == f"{name}: its header is not what comes of the source, from byte {at} on"
+    first, *keys = verify(source="org/src").findings
+    assert first == f"{name}: its header is not what comes of the source, from byte {at} on"
+    assert keys == ([] if kind == "mxfp4" else [
+        f"{name}: gpt-oss.context_length is missing, from the source comes 131072",
+        f"{name}: gpt-oss.contexT_length is 131072, from the source comes nothing",
+    ])  # fmt: skip
+
+
+def test_key_values_that_differ_are_named(made: Callable[[str], Published], tmp_path: Path) -> None:
+    """A model card beside the source gives names to a GGUF: a copy of the source without it makes another header."""
+    folder = builders.write(MODEL, tmp_path / "with-card", "hf")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    ckpttool.convert(folder, tmp_path / "x.gguf", device="cpu")
+    assert verify(tmp_path / "x.gguf", source=folder).ok
+    (folder / "README.md").unlink()
+    report = verify(tmp_path / "x.gguf", source=folder)
+    assert "x.gguf: general.license is 'apache-2.0', from the source comes nothing" in report.findings
+    assert (report.ok, report.derivation and report.derivation.compared) == (False, 0)
 
 
 def test_bytes_between_tensors_are_zero(made: Callable[[str], Published]) -> None:
