@@ -66,9 +66,13 @@ OPTIONS = {
         "--to", "--experts", "--outtype", "--dtype", "--recipe", "--scale-rule", "--ties", "--lossless", "--device",
         "--workers", "--max-memory", "--max-gpu-memory", "--max-shard-size", "--reference", "--model-name",
         "--dry-run", "--json", "--overwrite", "--no-verify", "--debug", "--free-disk", "--workdir", "--force",
-        "--private", "--revision", "--pr", "--validation", "--quantized-by", "--allow-endpoint",
+        "--private", "--public", "--revision", "--pr", "--validation", "--quantized-by", "--allow-endpoint",
     },
     "inspect": {"--tensors", "--scales", "--codes", "--experts", "--check", "--html", "--json", "--debug"},
+    "upload": {
+        "--private", "--public", "--revision", "--pr", "--dry-run", "--card-only", "--validation", "--quantized-by",
+        "--message", "--allow-endpoint", "--json", "--debug",
+    },
     "verify": {"--source", "--samples", "--reference", "--json", "--debug"},
     "estimate": {
         "--context", "--batch", "--kv-cache-dtype", "--tp", "--gpu-memory-utilization", "--gpu", "--as", "--json",
@@ -86,7 +90,8 @@ OPTIONS = {
 def test_commands_and_options_have_their_names() -> None:
     assert set(OPTIONS) <= set(cli.cli.commands)
     for name, options in OPTIONS.items():
-        assert {o for p in cli.cli.commands[name].params for o in p.opts if o.startswith("-")} == options
+        params = cli.cli.commands[name].params
+        assert {o for p in params for o in (*p.opts, *p.secondary_opts) if o.startswith("-")} == options
 
 
 @pytest.mark.parametrize("argv", [("--help",), ("-h",), *((c, "--help") for c in OPTIONS)], ids=" ".join)

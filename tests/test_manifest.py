@@ -132,6 +132,22 @@ def test_all_else_is_left_out_and_listed(made: Path) -> None:
     assert set(manifest.read(made / "m").left_out) == left
 
 
+def test_what_lies_beside_a_file_in_a_folder(made: Path) -> None:
+    folder = made / "m" / "additional_chat_templates"
+    folder.mkdir()
+    for name in ("tool.jinja", "other.jinja", ".env"):
+        (folder / name).write_text("{}")
+    row = {
+        "name": f"{folder.name}/tool.jinja",
+        "nbytes": 2,
+        "crc32": "0" * 8,
+        "sha256": hashlib.sha256(b"{}").hexdigest(),
+    }
+    found = manifest.read(edited(made / "m" / RECEIPT, lambda r: r["files"].append(row)))
+    assert found.left_out == (f"{folder.name}/.env", f"{folder.name}/other.jinja")
+    assert manifest.checked(next(i for i in found.items if i.name == row["name"])).seen is not None
+
+
 def test_a_card_that_is_a_link_is_nobodys_own(made: Path) -> None:
     (made / "m" / "README.md").symlink_to("/etc/passwd")
     assert manifest.read(made / "m").own_card is None

@@ -170,8 +170,13 @@ def _found(folder: Path, name: str) -> Item:
 
 
 def _left_out(folder: Path, names: set[str]) -> tuple[str, ...]:
-    """What else lies in the folder; of a folder only its name."""
-    kept = names | {n.split("/")[0] for n in names if "/" in n}
-    with os.scandir(folder) as entries:
-        others = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if e.name not in kept]
-    return tuple(sorted(f"{n}/" if is_folder else n for n, is_folder in others))
+    """What else lies in the folder; of a folder in it, only its name where nothing of it goes along."""
+    shared = {n.rpartition("/")[0] for n in names if "/" in n}
+    found = []
+    for place in ("", *shared):
+        with os.scandir(folder / place) as entries:
+            for e in entries:
+                name = f"{place}/{e.name}" if place else e.name
+                if name not in names and not any(f"{s}/".startswith(f"{name}/") for s in shared):
+                    found.append(f"{name}/" if e.is_dir(follow_symlinks=False) else name)
+    return tuple(sorted(found))
