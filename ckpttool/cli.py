@@ -194,7 +194,7 @@ def _convert_to_hub(
         plan, foreseen = conversion.preview()
         if plan is not None and not as_json:
             render.show_plan(plan, as_json)
-        render.show_publication(foreseen, as_json)
+        render.show_publication(foreseen, as_json, listed=plan is None)
         return
     quiet = as_json or conversion.is_current
     with (
@@ -448,7 +448,7 @@ def upload(folder: str, repo: str, as_json: bool, debug: bool, **options: Any) -
     uploader = Uploader(folder, repo, Asked(**options))
     with render.progress(uploader.nbytes, "checking", quiet=as_json or not uploader.nbytes) as advance:
         uploader.check(advance)
-    with render.progress(uploader.nbytes, "uploading", quiet=as_json or not uploader.nbytes) as advance:
+    with render.progress(uploader.nbytes, "uploading", quiet=as_json or options["dry_run"]) as advance:
         report = uploader.run(advance)
     card = uploader.card if options["card_only"] and options["dry_run"] else None
     render.show_publication(report, as_json, card=card)
