@@ -300,6 +300,23 @@ def test_an_interrupted_run_is_continued(hub: FakeHub) -> None:
     assert hub.count("object") == 1 and hub.repos["ada/m"].files()[SHARD] == DATA
 
 
+def test_content_that_lies_here_no_more(hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+    put(sending(), FILES)
+    seen: list[int] = []
+    to = sending(progress=seen.append)
+    assert to.claim(SHARD, sha(DATA), len(DATA)) is State.present
+    with caplog.at_level(logging.WARNING):
+        to.commit("A conversion")
+    assert hub.repos["ada/m"].files()[SHARD] == DATA and hub.count("object") == 1
+    assert seen == [len(DATA)] and not caplog.records
+    to = sending()
+    assert to.claim(SHARD, sha(DATA), len(DATA)) is State.unchanged
+    other = DATA + b"never sent"
+    to.claim("b.safetensors", sha(other), len(other))
+    refused(lambda: to.commit("A conversion"))
+    assert "b.safetensors" not in hub.repos["ada/m"].files() and sha(b"") not in hub.repos["ada/m"].objects
+
+
 def test_content_of_two_names_goes_up_once(hub: FakeHub) -> None:
     to = sending()
     names = [f"{n}.safetensors" for n in range(6)]
@@ -503,6 +520,17 @@ def test_xet(hub: FakeHub, xet: Xet, tmp_path: Path) -> None:
     to.commit("A conversion")
     assert xet.sent == [sha(DATA)] and not hub.count("object") and hub.repos["ada/m"].files()[SHARD] == DATA
     assert sum(seen) == len(DATA) + len(CONFIG) and to.traffic.up_nbytes > len(DATA)
+
+
+def test_xet_is_not_asked_for_what_is_there(hub: FakeHub, xet: Xet, caplog: pytest.LogCaptureFixture) -> None:
+    put(sending(), FILES)
+    to = sending()
+    assert put(to, FILES) == [State.present, State.uploaded]
+    to.claim("b.safetensors", sha(DATA), len(DATA))
+    with caplog.at_level(logging.WARNING):
+        to.commit("A conversion")
+    assert xet.sent == [sha(DATA)] and not hub.count("object") and not caplog.records
+    assert hub.repos["ada/m"].files()["b.safetensors"] == DATA
 
 
 def test_xet_that_breaks_off(hub: FakeHub, xet: Xet) -> None:

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from ckpttool.containers import answers, limits, patience
@@ -27,6 +27,10 @@ from ckpttool.publishing import refusals
 
 if TYPE_CHECKING:
     import httpx2
+
+
+ANSWER: Final = 64 * limits.MIB
+"""Bytes that an answer may have: the list of a repo's files, or a receipt."""
 
 
 class Meter(Protocol):
@@ -91,8 +95,8 @@ class Passage:
                 body += piece
                 if self.gone.is_set():
                     raise Again("nobody waits any more")
-                if len(body) > limits.HUB_LIST:
-                    what = f"the answer has more than the {limits.HUB_LIST:,} bytes that are read of it"
+                if len(body) > ANSWER:
+                    what = f"the answer has more than the {ANSWER:,} bytes that are read of it"
                     raise LimitError(what, file=self.label, hint="is it really the Hub?")
         self.meter.count(down=len(body))
         headers = [(k, v) for k, v in answer.headers.multi_items() if k not in ("content-encoding", "content-length")]
@@ -157,9 +161,10 @@ _passage: ContextVar[Passage | None] = ContextVar("_passage", default=None)
 def through(passage: Passage, client: httpx2.Client) -> Iterator[None]:
     """What this thread asks of `client` meanwhile goes by `passage`; all other requests of it go as they did.
 
-    Nor does the library log failures of those that pass, with URLs that are signed: they end as errors of ours.
+    Nor does the library log what it makes of those that pass, with URLs that are signed: failures are errors of ours.
     """
-    logging.getLogger("huggingface_hub.utils._http").addFilter(_unlogged)  # the same one is added once
+    for name in ("huggingface_hub.utils._http", "huggingface_hub._commit_api"):
+        logging.getLogger(name).addFilter(_unlogged)  # the same one is added once
     send = client.send
     if not isinstance(send, _Door):
         client.send = _Door(send)  # type: ignore[method-assign]

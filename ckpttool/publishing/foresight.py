@@ -61,10 +61,11 @@ def _requests(files: Sequence[PublishedFile], there: bool) -> int:
     moved = [f for f in files if f.state is not State.unchanged]
     large = [f for f in moved if _is_large(f.name, f.nbytes)]
     making = 0 if there else 2 + _batches(len(files), MODES) + len(large)
-    asking = 2 * len(large)
-    putting = 2 * sum(f.state is State.uploaded for f in large)
-    committing = 2 + _batches(len(moved) - len(large), MODES) if moved else 0
-    return making + asking + putting + committing + _batches(len(files), LISTED)
+    sent = [f for f in large if f.state is State.uploaded]
+    asking_and_putting = 4 * len(sent)
+    held = len(large) - len(sent)
+    committing = 2 + _batches(len(moved) - len(sent), MODES) + _batches(held, MODES) if moved else 0
+    return making + asking_and_putting + committing + _batches(len(files), LISTED)
 
 
 def _batches(n: int, most: int) -> int:

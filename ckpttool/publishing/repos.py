@@ -12,6 +12,7 @@ from ckpttool.errors import UsageError
 MAIN = "main"
 _GIVE = "give org/repo, hf://org/repo@branch, or the address of a repo's page"
 _BRANCH = re.compile(r"(?!.*(?:\.\.|//|@\{))[A-Za-z0-9][\w./-]*(?<![./])")
+_PORT = re.compile(r".*(?<!:)(?::\d{1,4}|:[1-5]\d{4})?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -91,7 +92,7 @@ def _parts(text: str, shown: str, endpoint: str | None) -> tuple[str, str | None
     try:
         uri = parse_hf_uri(text, endpoint=endpoint or constants.ENDPOINT)
     except HfUriError as error:
-        why = str(error) if shown == text else "it holds a password"  # which the error might quote
+        why = str(error).rstrip(".") if shown == text else "it holds a password"  # which the error might quote
         raise UsageError(f"is no repo: {why}", file=shown, hint=_GIVE) from error
     if uri.type != "model":
         raise UsageError(f"is a {uri.type}; checkpoints are published as models", file=shown, hint=_GIVE)
@@ -127,7 +128,7 @@ def _endpoint(text: str, shown: str, allowed: bool) -> str | None:
     if "://" in text and not text.startswith("hf://") and not is_hub_url(text):
         parts = urlsplit(text)
         other = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _PORT.fullmatch(other):
             raise UsageError("is no repo of a Hub", file=shown, hint=_GIVE)
         if not allowed:
             what = f"is not of {urlsplit(constants.ENDPOINT).netloc}, and your token would be sent there"

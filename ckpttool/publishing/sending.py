@@ -7,6 +7,7 @@ was found at the start, so that of two that are posted only one can count.
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -131,7 +132,6 @@ class Sending:
         meant = Meant(nbytes, sha256, None)
         if meant.is_in(self.access.files.get(name)):
             return self._keep(name, meant, State.unchanged, None)
-        self._progress(nbytes)
         return self._keep(name, meant, State.present, _there(name, meant))
 
     def commit(self, title: str, description: str = "") -> tuple[str, str | None]:
@@ -158,8 +158,10 @@ class Sending:
 
     def _put_large(self, name: str, content: Path | str | bytes, meant: Meant) -> State:
         """Content that git does not hold: asked for, sent where it is missing, and asked for again if that fails."""
-        state, reported = State.present, 0
-        addition = _addition(name, content, meant)
+        instruction = self._instruction(meant.sha256, meant.nbytes)
+        if not instruction:
+            return self._keep(name, meant, State.present, _there(name, meant))
+        addition, reported = _addition(name, content, meant), 0
 
         def sent(n: int) -> None:
             nonlocal reported
@@ -167,9 +169,6 @@ class Sending:
             reported += step
             self._progress(step)
 
-        instruction = self._instruction(meant.sha256, meant.nbytes)
-        if instruction:
-            state = State.uploaded
         in_parts = "chunk_size" in (instruction.get("upload", {}).get("header") or {})
         with hub_calls.quiet():
             self._calls.ask(
@@ -178,10 +177,10 @@ class Sending:
                 ),
                 name, nbytes=meant.nbytes, in_parts=in_parts, sent=sent,
             )  # fmt: skip
-        if instruction and not reported:  # it went by Xet, which does not tell how much it left out
+        if not reported:  # it went by Xet, which does not tell how much it left out
             self._calls.count(up=meant.nbytes)
         self._progress(meant.nbytes - reported)
-        return self._keep(name, meant, state, addition)
+        return self._keep(name, meant, State.uploaded, addition)
 
     def _instruction(self, sha256: str, nbytes: int) -> dict[str, Any]:
         """How the Hub would have this content put; {} where it has it."""
@@ -207,7 +206,7 @@ class Sending:
             self._additions.pop(name, None)
             if addition is not None:
                 self._additions[name] = addition
-        if state is State.unchanged:
+        if state is not State.uploaded:
             self._progress(meant.nbytes)
         return state
 
@@ -233,13 +232,15 @@ def _addition(name: str, content: Path | str | bytes, meant: Meant) -> CommitOpe
 
 
 def _there(name: str, meant: Meant) -> CommitOperationAdd:
-    """The same for content that is up: the library then has nothing to send."""
+    """The same for content that is up: the library asks once more whether it is there, and has nothing to send.
+
+    An empty stream stands for it, and not an empty path or empty bytes, which the library would give to Xet unasked.
+    """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.lfs import UploadInfo
 
-    addition = CommitOperationAdd(name, b"")
+    addition = CommitOperationAdd(name, io.BytesIO())
     addition.upload_info = UploadInfo(sha256=bytes.fromhex(meant.sha256), size=meant.nbytes, sample=b"")
-    addition._upload_mode, addition._should_ignore, addition._is_uploaded = "lfs", False, True
     return addition
 
 
