@@ -44,7 +44,7 @@ HARMLESS = (
     "hf_hub_download(repo_id, filename)",
     "hf_" + X * 9,
     "AKIA is a prefix",
-    "xAKIA" + "IOSFODNN7EXAMPLE",
+    "AKIA" + "IOSFODNN7EXAMPLEx",
     "aws_secret_access_key is read from the environment",
     "a blog about task-risk-and-mitigation-strategies-for-large-language-models",
     "https://example.org:8080/a@b",

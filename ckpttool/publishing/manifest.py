@@ -62,7 +62,7 @@ def read(target: str | Path) -> Manifest:
     """
     target = Path(target)
     path = _receipt(target)
-    _refuse_unfinished(path)
+    _refuse_running(path)
     data = read_bytes(path, path.name, RECEIPT_LIMIT)
     receipt = read_receipt(data, str(path))
     folder = path.parent if target.is_dir() or path.name == RECEIPT_NAME else None
@@ -76,7 +76,7 @@ def read(target: str | Path) -> Manifest:
 
 
 def _receipt(target: Path) -> Path:
-    if any(p.name.endswith(".partial") for p in (target, target.parent)) and target.exists():
+    if _is_unfinished(target):
         hint = "give the command of the conversion again; it goes on where it was stopped"
         raise InputError("is an unfinished conversion", file=str(target), hint=hint)
     try:
@@ -91,7 +91,14 @@ def _receipt(target: Path) -> Path:
         raise InputError("has no receipt, so nothing says what may be uploaded", file=str(target), hint=hint) from error
 
 
-def _refuse_unfinished(receipt: Path) -> None:
+def _is_unfinished(target: Path) -> bool:
+    """Whether this is the folder that a conversion works in, or a file there."""
+    staged = any(p.name == "files" and p.parent.name.endswith(".partial") for p in (target, target.parent))
+    working = target.name.endswith(".partial") and not (target / RECEIPT_NAME).exists()
+    return (staged or working) and target.exists()
+
+
+def _refuse_running(receipt: Path) -> None:
     """LocalIOError while a conversion is about to replace what `receipt` is of."""
     if os.name == "nt":
         return

@@ -42,39 +42,50 @@ def _kind(name: str, marks: str, pattern: bytes) -> Kind:
     return Kind(name, tuple(m.encode() for m in marks.split()), pattern)
 
 
-_BEGIN = rb"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"
-"""Where a word begins, also behind the end of a line as JSON writes it."""
-
-TOKEN = _kind("a Hugging Face token", "hf_ api_org_", rb"(?:hf_(?:oauth_|jwt_|app_)?|api_org_)[A-Za-z0-9]{30,}")
+TOKENS = (
+    _kind("a Hugging Face token", "hf_", rb"hf_(?:oauth_|jwt_|app_)?[A-Za-z0-9]{30,}"),
+    _kind("a Hugging Face token", "api_org_", rb"api_org_[A-Za-z0-9]{30,}"),
+)
 
 KINDS = (
-    TOKEN,
-    _kind("an AWS access key", "AKIA ASIA", _BEGIN + rb"A[KS]IA[A-Z2-7]{16}(?![A-Za-z0-9])"),
+    *TOKENS,
+    _kind("an AWS access key", "AKIA", rb"AKIA[A-Z2-7]{16}(?![A-Za-z0-9])"),
+    _kind("an AWS access key", "ASIA", rb"ASIA[A-Z2-7]{16}(?![A-Za-z0-9])"),
     _kind(
         "an AWS secret key",
         "aws_secret_access_key AWS_SECRET_ACCESS_KEY",
-        rb"(?i:aws_secret_access_key)[\\\"']*\s*[:=]\s*[\\\"']*[A-Za-z0-9/+]{40}",
+        rb"(?i:aws_secret_access_key)[\\\"']{0,4}\s{0,9}[:=]\s{0,9}[\\\"']{0,4}[A-Za-z0-9/+]{40}",
     ),
     _kind("a GitHub token", "ghp_ gho_ ghu_ ghs_ ghr_", rb"gh[pousr]_[A-Za-z0-9]{36,}"),
     _kind("a GitHub token", "github_pat_", rb"github_pat_[A-Za-z0-9_]{50,}"),
     _kind("a GitLab token", "glpat-", rb"glpat-[A-Za-z0-9_-]{20,}"),
-    _kind("a Google API key", "AIza", _BEGIN + rb"AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
+    _kind("a Google API key", "AIza", rb"AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
     _kind("a Slack token", "xoxa- xoxb- xoxe- xoxp- xoxr- xoxs-", rb"xox[abeprs]-[A-Za-z0-9-]{20,}"),
-    _kind("an OpenAI key", "T3BlbkFJ", rb"sk-[A-Za-z0-9_-]{8,}T3BlbkFJ[A-Za-z0-9_-]{8,}"),
-    _kind("an Anthropic key", "sk-ant-", rb"sk-ant-[a-z0-9]+-[A-Za-z0-9_-]{40,}"),
+    _kind("an OpenAI key", "T3BlbkFJ", rb"sk-[A-Za-z0-9_-]{8,100}T3BlbkFJ[A-Za-z0-9_-]{8,}"),
+    _kind("an Anthropic key", "sk-ant-", rb"sk-ant-[a-z0-9]{1,20}-[A-Za-z0-9_-]{40,}"),
     _kind("an npm token", "npm_", rb"npm_[A-Za-z0-9]{36}"),
     _kind("a PyPI token", "pypi-AgE", rb"pypi-AgE[A-Za-z0-9_-]{50,}"),
-    _kind("a signed web token", "eyJ", rb"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"),
-    _kind("a private key", "PRIVATE", rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"),
-    _kind("a password of .netrc", "password", rb"machine\s+\S+\s+login\s+\S+\s+password\s+\S+"),
-    _kind("a password in a URL", "://", rb"://[^/\s:@\"'<>{}$]+:[^/\s:@\"'<>{}$]{8,}@"),
+    _kind("a signed web token", "eyJ", rb"eyJ[A-Za-z0-9_-]{10,500}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10,}"),
+    _kind("a private key", "PRIVATE", rb"-----BEGIN (?:[A-Z0-9]{1,20} ){0,3}PRIVATE KEY(?: BLOCK)?-----"),
+    _kind(
+        "a password of .netrc",
+        "password",
+        rb"machine\s{1,20}\S{1,200}\s{1,20}login\s{1,20}\S{1,200}\s{1,20}password\s{1,20}\S+",
+    ),
+    _kind("a password in a URL", "://", rb"://[^/\s:@\"'<>{}$]{1,200}:[^/\s:@\"'<>{}$]{8,200}@"),
 )
+"""Each pattern begins with a text of its own, by which it is found quickly, and repeats nothing without end before its
+last piece. A letter may stand before it, as the n of an escaped end of line does in JSON."""
 
 
 def find(data: bytes) -> list[Secret]:
     """What looks like a secret in `data`, in its order."""
     found = [(m.start(), k.name) for k in KINDS if k.is_possible(data) for m in re.finditer(k.pattern, data)]
-    return [Secret(1 + data.count(b"\n", 0, at), kind, at) for at, kind in sorted(found)]
+    out, line, seen = [], 1, 0
+    for at, kind in sorted(found):
+        line, seen = line + data.count(b"\n", seen, at), at
+        out.append(Secret(line, kind, at))
+    return out
 
 
 def refuse(name: str, data: bytes, hint: str, *, is_text: bool = True) -> None:
@@ -95,7 +106,7 @@ def _refusals(name: str, found: list[Secret], hint: str, is_text: bool) -> Itera
 
 def refuse_arguments(argv: Iterable[str]) -> None:
     """UsageError where a Hugging Face token stands on the command line: there it is no secret any more."""
-    if any(re.search(TOKEN.pattern, a.encode("utf-8", "surrogateescape")) for a in argv):
+    if any(re.search(k.pattern, a.encode("utf-8", "surrogateescape")) for a in argv for k in TOKENS):
         hint = (
             "every user of this machine can see it there, and the shell keeps it: revoke it, "
             "then use hf auth login or HF_TOKEN"
