@@ -378,9 +378,13 @@ def test_figures_are_the_reports(mxfp4: dict[str, Any], report: dict[str, Any]) 
     assert card(mxfp4, repo=REPO, validation=report, own=text) == text
 
 
-def test_figures_go_where_no_report_is_given(mxfp4: dict[str, Any], report: dict[str, Any]) -> None:
+def test_figures_stay_as_long_as_the_files_do(mxfp4: dict[str, Any], report: dict[str, Any]) -> None:
     text = card(mxfp4, repo=REPO, validation=report)
-    assert card(mxfp4, repo=REPO, own=text) == card(mxfp4, repo=REPO)
+    assert card(mxfp4, repo=REPO, own=text) == text
+    other = copy.deepcopy(mxfp4)
+    other["files"][0]["sha256"] = "0" * 64
+    assert card(other, repo=REPO, own=text) == card(other, repo=REPO)
+    assert "What it costs" not in card(other, repo=REPO, own=text)
 
 
 def test_figures_of_others_stay(mxfp4: dict[str, Any], report: dict[str, Any]) -> None:
@@ -390,7 +394,8 @@ def test_figures_of_others_stay(mxfp4: dict[str, Any], report: dict[str, Any]) -
     both = card(mxfp4, repo=REPO, own=own, validation=report)
     data = ModelCard(both).data
     assert data.model_name == "mine" and len(data.eval_results or ()) == 5
-    assert front(card(mxfp4, repo=REPO, own=both))["model-index"] == mine["model-index"]
+    other = {**mxfp4, "files": [{**f, "sha256": "0" * 64} for f in mxfp4["files"]]}
+    assert front(card(other, repo=REPO, own=both))["model-index"] == mine["model-index"]
     assert front(card(mxfp4, repo=REPO, own=own))["model-index"] == mine["model-index"]
 
 
@@ -530,13 +535,13 @@ def test_several_files_of_a_repo_have_a_section_each(
     of_small = wrong(report, candidate={**report["candidate"], **side})
     one = card(small, repo=REPO, validation=of_small)
     two = card(large, repo=REPO, own=one)
-    assert re.findall(r"^## (.*)$", two, re.MULTILINE) == ["out.gguf", "out q8.gguf"]
+    assert re.findall(r"^## (.*)$", two, re.MULTILINE) == ["`out.gguf`", "`out q8.gguf`"]
     assert two.count("\n# ") == 1 and {"mxfp4", "q8_0"} <= set(front(two)["tags"])
     assert len(ModelCard(two).data.eval_results or ()) == 4
     assert {r.dataset_config for r in ModelCard(two).data.eval_results or ()} == {"out.gguf"}
     assert card(large, repo=REPO, own=two) == two
     assert card(small, repo=REPO, own=two, validation=of_small) == two
-    assert ModelCard(card(small, repo=REPO, own=two)).data.eval_results is None
+    assert card(small, repo=REPO, own=two) == two
 
 
 def test_line_ends_are_the_users(mxfp4: dict[str, Any]) -> None:
@@ -554,6 +559,16 @@ def test_cards_without_a_word_get_a_title(own: str, mxfp4: dict[str, Any]) -> No
     assert card(mxfp4, repo=REPO, own=text) == text and front(text)["library_name"] == "transformers"
 
 
+MARK = json.dumps(
+    {
+        "file": "", "content": "", "set": {},
+        "quality": {"verdict": "exact", "decided": "", "reference": "", "level": "", "figures": {"top1": "x"},
+                    "text": "", "conditions": "", "tokens": 5, "sqnr": None},
+    }
+)  # fmt: skip
+"""What somebody may have written into a mark."""
+
+
 @pytest.mark.parametrize(
     ("own", "why"),
     [
@@ -566,7 +581,12 @@ def test_cards_without_a_word_get_a_title(own: str, mxfp4: dict[str, Any]) -> No
         ("---\nmodel-index: 5\n---\n", "model-index"),
         ("---\ntags: !!python/object:os.system {}\n---\n", "no YAML"),
         ("<!-- ckpttool:end -->", "lacks the other"),
-        ('<!-- ckpttool:begin {"file": "", "set": {}} -->', "lacks the other"),
+        ('<!-- ckpttool:begin {"file": "", "content": "", "set": {}} -->', "lacks the other"),
+        (
+            '<!-- ckpttool:begin {"file": "", "content": "", "set": {}, "quality": {"x": 1}} --><!-- ckpttool:end -->',
+            "cannot be read",
+        ),
+        (f"<!-- ckpttool:begin {MARK} --><!-- ckpttool:end -->", "cannot be read"),
         ('<!-- ckpttool:begin {"file": ""} --><!-- ckpttool:end -->', "cannot be read"),
         ("<!-- ckpttool:begin {x} --><!-- ckpttool:end -->", "cannot be read"),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -83,6 +85,12 @@ class Facts:
     def artefact(self) -> str:
         """What sets this conversion apart from others in its repo: a GGUF's name without shard numbers, "" else."""
         return _SHARD.sub("", self.file or "")
+
+    @property
+    def content(self) -> str:
+        """A hash of all files: the same where every byte is."""
+        rows = sorted((f["name"], f["nbytes"], f["sha256"]) for f in self.receipt["files"])
+        return sha256(json.dumps(rows).encode()).hexdigest()
 
     @property
     def experts(self) -> str:

@@ -44,7 +44,7 @@ TIES: Final = {
 def sections(facts: Facts, repo: str, quality: Quality | None) -> str:
     """All of it, without the title. A GGUF's are one level lower, beneath its name, since a repo may hold several."""
     deep = facts.file is not None
-    parts = [f"## {_escaped(facts.artefact)}"] if deep else []
+    parts = [f"## {_code(facts.artefact)}"] if deep else []
     exact = quality is not None and quality.verdict == "exact"
     parts.append(_summary(facts, exact))
     level = "###" if deep else "##"
@@ -158,7 +158,9 @@ def _again(facts: Facts, repo: str) -> str:
         shlex.join(["ckpttool", "convert", origin.text, target, *_options(facts)]),
     ]
     checks = shlex.join(["ckpttool", "verify", f"hf://{repo}/{facts.file}" if facts.file else repo])
-    source = shlex.join(["--source", origin.text])
+    lent = facts.receipt["options"]["reference"]
+    reference = ["--reference", origin_of(lent).text] if lent is not None and "://" not in lent else []
+    source = shlex.join(["--source", origin.text, *reference])
     local = f"\n\nHere {_code(origin.text)} stands for what was converted; the receipt has the hashes of its headers."
     whose = "" if origin.is_public_address else local
     return (
