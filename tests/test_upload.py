@@ -735,6 +735,16 @@ def test_the_card_alone(hub: FakeHub, made: Path, tmp_path: Path) -> None:
     assert run("upload", made / "m", "ada/m", "--card-only").code == 0
 
 
+def test_the_card_of_a_source_that_is_gone(hub: FakeHub, made: Path) -> None:
+    """A path of two parts is not taken for somebody's repo."""
+    hub.add("models/mine", {"README.md": b"---\nlicense: mit\n---\n"})
+    path = made / "m" / RECEIPT
+    path.write_text(path.read_text().replace(str(HF), "models/mine"))
+    report = ckpttool.upload(made / "m", "ada/m")
+    assert any(n.startswith("the source is not here any more") for n in report.notes)
+    assert ModelCard(hub.repos["ada/m"].files()["README.md"].decode()).data.license == "apache-2.0"
+
+
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_the_users_own_words_stay(hub: FakeHub, made: Path, where: str) -> None:
     words = "---\nlicense: mit\n---\n# Mine\n\nRead this first.\n"

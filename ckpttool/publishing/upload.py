@@ -128,8 +128,7 @@ class Uploader:
         return describing.message(self._manifest.receipt, self._manifest.receipt_path.name)
 
     def _written_card(self) -> str:
-        receipt, own = self._manifest.receipt, self._own_card()
-        source = describing.source_card(receipt["source"]["path"], self._notes)
+        receipt, own, source = self._manifest.receipt, self._own_card(), self._source_card()
         text = card.card(
             receipt, repo=self._target.id, source_card=source, own=own, quantized_by=self._asked.quantized_by,
             validation=self._validation,
@@ -146,6 +145,15 @@ class Uploader:
             secrets.refuse(str(path), text.encode(), "revoke it, and take it out; nothing was uploaded")
             return text
         return describing.branch_card(self._target, self._access)
+
+    def _source_card(self) -> str | None:
+        """The card of what was converted. A path that is gone is not looked for as a repo, which would be another's."""
+        source = self._manifest.receipt["source"]
+        path = str(source["path"])
+        if "://" not in path and "commit" not in source and not Path(path).exists():
+            self._notes.append("the source is not here any more, so licence and language are not copied from its card")
+            return None
+        return describing.source_card(path, self._notes)
 
     def _require_files(self) -> None:
         """The card speaks of files that must be there. InputError where they are not; in a dry run a note."""
