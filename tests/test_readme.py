@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
+from fake_hub import FakeHub, User, running
 from header_checkpoints import write_headers
+from huggingface_hub import ModelCard
 from range_server import Repo, folder_files, serving
 
 import ckpttool
@@ -51,6 +56,10 @@ def table(head: str) -> list[list[str]]:
     return [[cell.strip().replace("`", "") for cell in row] for row in rows[2:]]
 
 
+HUB_BLOCKS = [b for b in blocks("bash") if "my-org/" in b]
+"""Those that publish; they need a Hub that takes uploads."""
+
+
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An environment in which `ckpttool` is this interpreter's, whether or not its folder is on the PATH."""
@@ -84,7 +93,7 @@ def test_every_example_runs(workplace: Path, shell: dict[str, str]) -> None:
     assert install == "python3 -m venv .venv && . .venv/bin/activate && pip install ."
     bash(f"ckpttool {convert}", workplace, shell)
     assert (workplace / "tiny.gguf").is_file()
-    others = [b for b in blocks("bash") if ".venv" not in b and "_COMPLETE" not in b]
+    others = [b for b in blocks("bash") if ".venv" not in b and "_COMPLETE" not in b and b not in HUB_BLOCKS]
     assert len(others) == 5
     commands = [line for block in others for line in block.strip().splitlines() if not line.startswith("pip install")]
     assert len(commands) == 19
@@ -108,6 +117,60 @@ def test_every_example_runs(workplace: Path, shell: dict[str, str]) -> None:
     )
     assert all((workplace / name).exists() for name in (*made, "20b-bf16"))
     assert not (workplace / "smaller.gguf").exists()
+
+
+@pytest.fixture
+def hub(shell: dict[str, str], tmp_path: Path) -> Iterator[tuple[FakeHub, dict[str, str]]]:
+    """A Hub with the repo that README's pipelines convert, and the environment of who may publish there."""
+    token = "hf_" + "w" * 34
+    with running() as hub:
+        hub.users[token] = User("my-org")
+        hub.add("my-org/my-finetune", {n: p.read_bytes() for n, p in folder_files(FIXTURE / "parent").items()})
+        said = {"HF_TOKEN": token, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HOME": str(tmp_path)}
+        said |= {"HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+        yield hub, {**shell, **said}
+
+
+def test_the_hub_examples_run(hub: tuple[FakeHub, dict[str, str]], tmp_path: Path) -> None:
+    there, environment = hub
+    convert, upload, jobs = HUB_BLOCKS
+    for command in (convert + upload).strip().splitlines():
+        before = there.repos["my-org/my-finetune-mxfp4"].head() if "my-org/my-finetune-mxfp4" in there.repos else None
+        bash(command, tmp_path, environment)
+        if "--dry-run" in command:
+            assert before == (there.repos["my-org/my-finetune-mxfp4"].head() if before else None)
+    made = there.repos["my-org/my-finetune-mxfp4"].files()
+    assert {"model.safetensors", "config.json", "ckpttool.receipt.json", "README.md"} <= made.keys()
+    assert "my-finetune.gguf" in there.repos["my-org/my-finetune-GGUF"].files()
+    assert not (tmp_path / "my-finetune-mxfp4").exists()
+    card = ModelCard(made["README.md"].decode()).data
+    assert (card.base_model, card.quantized_by) == ("my-org/my-finetune", "my-org") and card.eval_results
+    for command in jobs.replace("\\\n", "").strip().splitlines():
+        dry = re.sub(r"^hf jobs (scheduled )?run ", r"\g<0>--dry-run ", command)
+        assert dry != command
+        said = bash(dry.replace("hf ", f"{sys.executable} -c 'from huggingface_hub.cli.hf import main; main()' ", 1),
+                    tmp_path, environment)  # fmt: skip
+        assert "Job not submitted" in said and "HF_TOKEN=***" in said
+        install, _, inner = shlex.split(command)[-1].partition(" && ")
+        assert install == "pip install ckpttool"
+        assert "up to date" in bash(inner, tmp_path, environment)
+
+
+def test_the_workflow_runs(hub: tuple[FakeHub, dict[str, str]], tmp_path: Path) -> None:
+    there, environment = hub
+    (workflow,) = (yaml.safe_load(b) for b in blocks("yaml"))
+    (job,) = workflow["jobs"].values()
+    assert job["env"] == {"HF_TOKEN": "${{ secrets.HF_TOKEN }}"} and workflow[True]["schedule"]  # YAML's `on`
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert runs.pop(0) == "pip install ckpttool"
+    assert runs.pop().startswith("jq '{repo, commit, up_to_date}' publication.json") and len(runs) == 2
+    for night in range(2):
+        for command in runs:
+            bash(command, tmp_path, environment)
+        publication = json.loads((tmp_path / "publication.json").read_text("utf-8"))
+        assert publication["up_to_date"] is bool(night) and publication["repo"] == "my-org/my-finetune-mxfp4"
+        assert json.loads((tmp_path / "verification.json").read_text("utf-8"))["ok"]
+    assert len(there.repos["my-org/my-finetune-mxfp4"].log) == 2  # its first, and one of ours
 
 
 def test_the_python_example_runs(workplace: Path, shell: dict[str, str]) -> None:
@@ -201,7 +264,8 @@ def test_the_exit_codes_are_the_errors() -> None:
 
 
 def test_every_option_named_is_an_option() -> None:
-    named = set(re.findall(r"--[a-z][a-z-]+", re.sub(r"pip install [^&]*", "", README)))
+    ours = re.sub(r"pip install [^&]*|^hf jobs .*", "", README, flags=re.MULTILINE)
+    named = set(re.findall(r"--[a-z][a-z-]+", ours))
     said = "".join(CliRunner().invoke(cli.cli, [c, "--help"]).output for c in cli.cli.commands)
     assert named <= set(re.findall(r"--[a-z][a-z-]+", said))
 
