@@ -319,6 +319,18 @@ def test_strings_that_cross_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert header.sha256 == hashlib.sha256(layout.header).hexdigest()
 
 
+def test_many_short_arrays_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window for each of 2,000 arrays of one string would be 4 GB of reading, and a minute for 100,000."""
+    layout = ours.render([], {f"k{i}": ours.string_array(["x"]) for i in range(2000)}, name="m.gguf")
+    path = tmp_path / "m.gguf"
+    path.write_bytes(layout.header + bytes(4 << 20))
+    taken = []
+    read = LocalFile.read
+    monkeypatch.setattr(LocalFile, "read", lambda self, at, n: taken.append(n) or read(self, at, n))
+    assert len(parse(path).metadata) == 2000
+    assert sum(taken) < 2 * layout.size + (1 << 20)
+
+
 def test_parsing_needs_no_numpy_and_no_gguf_package(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     written(path, every_thing)

@@ -112,7 +112,7 @@ def read_table(file: ReadableFile, label: str) -> Table:
     reader = HeaderReader(file, label)
     _, _, n_tensors, n_kv = reader.take(_PREAMBLE)
     metadata = reader.key_values(n_kv)
-    alignment = _alignment(metadata, label)
+    alignment = _alignment(metadata, label, reader.places.get(ALIGNMENT_KEY))
     infos = reader.tensors(n_tensors)
     return Table(version, alignment, metadata, infos, padded(reader.at, alignment))
 
@@ -150,7 +150,8 @@ def _version(file: ReadableFile, label: str) -> int:
     return version
 
 
-def _alignment(metadata: Mapping[str, Value], label: str) -> int:
+def _alignment(metadata: Mapping[str, Value], label: str, at: int | None) -> int:
+    """The alignment that the key-values declare, `at` this place of the file; ggml's own where they do not."""
     value = metadata.get(ALIGNMENT_KEY)
     if value is None:
         return ALIGNMENT
@@ -160,6 +161,7 @@ def _alignment(metadata: Mapping[str, Value], label: str) -> int:
             f"must be a power of two from 1 to {limits.GGUF_ALIGNMENT}, as u32",
             file=label,
             field=ALIGNMENT_KEY,
+            offset=at,
             hint=DAMAGED,
         )
     return n

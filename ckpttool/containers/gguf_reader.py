@@ -55,6 +55,8 @@ class HeaderReader:
     def __init__(self, file: ReadableFile, label: str) -> None:
         self.file = file
         self.label = label
+        self.places: dict[str, int] = {}
+        """Where each key stands."""
         self._window = b""
         self._base = 0
         self._pos = 0
@@ -138,27 +140,26 @@ class HeaderReader:
         """The next `count` key-values, in order."""
         self._require_room(count, _LEAST_KEY_VALUE, limits.GGUF_KEYS, "key-values")
         found: dict[str, Value] = {}
-        places: dict[str, int] = {}
         for i in range(count):
             at = self.at
             key = self.name(limits.GGUF_KEY, "a key", f"key[{i}]")
             if key in found:
-                raise self.fault(f"duplicate key (first at byte {places[key]})", at=at, field=key)
+                raise self.fault(f"duplicate key (first at byte {self.places[key]})", at=at, field=key)
             if key in _RESERVED:
                 raise self.fault("a key that readers keep for themselves", at=at, field=key)
-            places[key] = at
+            self.places[key] = at
             found[key] = self._value(key)
         return found
 
     def _require_room(self, count: int, least: int, limit: int, what: str) -> None:
+        at = 8 if what == "tensors" else 16
         if count * least > self.left:
             room = self.left // least
             raise self.fault(
-                f"the header announces {count} {what}, the {self.left} bytes left hold at most {room}",
-                at=8 if what == "tensors" else 16,
+                f"the header announces {count} {what}, the {self.left} bytes left hold at most {room}", at=at
             )
         if count > limit:
-            raise LimitError(f"{count} {what}, over the limit of {limit}", file=self.label)
+            raise LimitError(f"{count} {what}, over the limit of {limit}", file=self.label, offset=at)
 
     def _value(self, key: str) -> Value:
         at = self.at
@@ -216,13 +217,14 @@ class HeaderReader:
         return Array(kind, count, data, self.label, key)
 
     def _end_of_strings(self, count: int, key: str) -> int:
-        """Where a run of `count` strings ends. Only lengths are looked at, and no object is made per string."""
-        at, done, size, unpack = self.at, 0, self.file.size, U64.unpack_from
-        while done < count:
-            left = max(0, size - at)
-            window = self.file.read_some(at, min(8, left), min(limits.READ_WINDOW, left))
+        """Where a run of `count` strings ends. Only lengths are looked at, and no object is made per string.
+
+        It begins in the window that is there: a window for each of many short arrays would be gigabytes of reading.
+        """
+        done, size, unpack = 0, self.file.size, U64.unpack_from
+        window, base, pos = self._window, self._base, self._pos
+        while True:
             last = len(window) - 8
-            pos = 0
             while done < count and pos <= last:
                 if count - done >= _RUN and (run := _SHORT_STRINGS.match(window, pos)):
                     pos, done = run.end(), done + _RUN
@@ -232,11 +234,13 @@ class HeaderReader:
                         break
                     pos += 8 + unpack(window, pos)[0]
                     done += 1
-            if at + pos > size or not pos:
-                i = done - 1 if pos else done
-                raise self.fault(f"string {i} of {count} ends behind the file", at=at, field=key, hint=CUT)
-            at += pos
-        return at
+            at = base + pos
+            if at > size or (done < count and at + 8 > size):
+                i = done - 1 if at > size else done
+                raise self.fault(f"string {i} of {count} ends behind the file", at=self.at, field=key, hint=CUT)
+            if done == count:
+                return at
+            window, base, pos = self.file.read_some(at, 8, min(limits.READ_WINDOW, size - at)), at, 0
 
     # Tensors
 
