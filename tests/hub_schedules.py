@@ -28,6 +28,7 @@ from fake_hub import Act, Answer, Call, FakeHub, Fault, Repo, User
 import ckpttool
 from ckpttool.containers import patience
 from ckpttool.containers.patience import Patience
+from ckpttool.publishing import sending, streaming, upload
 
 TOKEN = "hf_" + "w" * 34
 SOURCE, OUT = "ada/model", "ada/out"
@@ -236,7 +237,7 @@ class Trial:
 
         self.hub.plan = plan
         try:
-            with waiting(HASTY if any("silent" in b.fault for b in schedule) else PATIENT):
+            with waiting(HASTY if any("silent" in b.fault for b in schedule) else PATIENT), files_of_bytes(30_000):
                 self.results.append(run(*command, "--json"))
         finally:
             self.hub.plan = lambda route, repo: None
@@ -246,6 +247,7 @@ class Trial:
         """What must hold after any run, whatever befell it."""
         self._ended_well()
         self._kept_its_token()
+        self._left_in_order()
         assert self.hub.again == [], "an object was put that the Hub held"
         for tree in self.seen():
             self.whole(tree)
@@ -266,6 +268,18 @@ class Trial:
         said = self.result.out + self.result.err
         assert TOKEN not in said and "Signature" not in said
         assert not [c for c in self.hub.calls if c.token and c.headers["host"] != self.hub.endpoint[7:]]
+
+    def _left_in_order(self) -> None:
+        """Here lies the whole conversion or none of it, beside what the next run goes on from; freed files do not."""
+        kept = {n: d for n, d in files_of(self.work).items() if ".partial/" not in n}
+        finished = {n.rpartition("/")[2]: d for n, d in kept.items() if not n.endswith("receipt.json")}
+        wanted = {n for n in self.wanted if n in self.sources.local} if self.wanted else set()
+        if "--free-disk" in self.job.arguments or not self.job.converts:
+            assert not kept
+        elif kept:
+            assert finished == {n: self.sources.local[n] for n in wanted}
+        if self.result.code == 0 and not self.result.document["up_to_date"]:
+            assert not [n for n in files_of(self.work) if ".partial/" in n]
 
     def seen(self) -> list[dict[str, bytes]]:
         """Every tree that anybody could ever have seen since the job began, on any ref."""
@@ -289,8 +303,13 @@ class Trial:
     def newest(self) -> Tree:
         """The tree that the job was to make, as it is now."""
         assert self.repo is not None
-        ref = f"refs/pr/{len(self.repo.pulls)}" if self.job.pr else self.job.branch
-        return self.repo.files(ref)
+        return self.repo.files(self.ref)
+
+    @property
+    def ref(self) -> str:
+        """Where that tree is: the branch, or the newest pull request."""
+        assert self.repo is not None
+        return f"refs/pr/{len(self.repo.pulls)}" if self.job.pr else self.job.branch
 
     def again(self, *, fresh: bool = False) -> None:
         """A second run without faults completes, puts nothing twice and commits nothing twice; with `fresh` it finds
@@ -315,6 +334,16 @@ def _steady(receipt: bytes) -> bytes:
     document = json.loads(receipt)
     del document["run"]
     return json.dumps(document, sort_keys=True).encode()
+
+
+@contextlib.contextmanager
+def files_of_bytes(most: int) -> Iterator[None]:
+    """Contents of so many bytes go up from their files, as those of millions do."""
+    modules = (sending, streaming, upload)
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, "SMALL", most))
+        yield
 
 
 @contextlib.contextmanager
