@@ -53,11 +53,11 @@ class Handler(BaseHTTPRequestHandler):
             self.server.log.append(self.record)
             faults = self.server.faults.get(path, [])
             fault = faults.pop(0) if faults else self.server.always.get(path)
-        if path in self.server.routes:
-            self.answer(200, self.server.routes[path], {"Content-Type": "application/json"})
-            return
-        self.content = self.server.files.get(path, b"")
+        self.content = self.server.routes.get(path, self.server.files.get(path, b""))
         if fault is not None and fault(self):
+            return
+        if path in self.server.routes:
+            self.answer(200, self.content, {"Content-Type": "application/json"})
             return
         if path not in self.server.files:
             self.answer(404, b"no such file")
@@ -224,6 +224,7 @@ def drip(event: threading.Event) -> Fault:
         handler.send_response(206)
         handler.send_header("Content-Range", f"bytes {first}-{stop - 1}/{size}")
         handler.send_header("Content-Length", str(stop - first))
+        handler.send_header("ETag", handler.etag())
         handler.end_headers()
         with contextlib.suppress(ConnectionError):
             while not event.wait(0.02):

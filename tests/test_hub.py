@@ -264,6 +264,20 @@ ANSWERS = {
     "a commit that is a path": b'{"id": "org/tiny", "sha": "../../x", "siblings": []}',
     "a file without a name": b'{"id": "org/tiny", "sha": "0123456789abcdef0123456789abcdef01234567", "siblings": [{}]}',
     "files that are numbers": b'{"id": "org/tiny", "sha": "0123456789abcdef0123456789abcdef01234567", "siblings": [1]}',
+    "brackets without end": b"[" * 100_000,
+    **{
+        f"a row {name}": b'{"id": "org/tiny", "sha": "%s", "siblings": [{%s}]}' % (SHA.encode(), row)
+        for name, row in {
+            "that leaves the repo": b'"rfilename": "../../api/whoami"',
+            "at the root": b'"rfilename": "/etc/passwd"',
+            "whose path is a number": b'"rfilename": 5',
+            "of a negative size": b'"rfilename": "x", "size": -1',
+            "of a size that is text": b'"rfilename": "x", "size": "5"',
+            "of an endless size": b'"rfilename": "x", "size": 1e400',
+            "whose sha256 is none": b'"rfilename": "x", "lfs": {"sha256": "\\u001b[31m"}',
+            "whose sha256 is a number": b'"rfilename": "x", "lfs": {"sha256": 5}',
+        }.items()
+    },
 }
 
 

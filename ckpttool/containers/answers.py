@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LATER: Final = "try again later"
 CHANGED: Final = "it was replaced meanwhile; run the command again"
 NO_SUPPORT: Final = "the server does not answer ranges as RFC 9110 says; download the file and give it"
+COMPRESSED: Final = "does something between compress what is not asked for compressed? download the file and give it"
 LOG_IN: Final = "log in with: hf auth login (or set HF_TOKEN)"
 PROXY: Final = "look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
 ONLINE: Final = "unset HF_HUB_OFFLINE, or give a local folder"
@@ -120,25 +121,32 @@ def translated(library: ModuleType, label: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as error:
         raise NetworkError("is remote, and HF_HUB_OFFLINE is set", file=label, hint=ONLINE) from error
-    except (library.InvalidURL, library.UnsupportedProtocol, UnicodeError) as error:  # the last for a host's name
+    except library.LocalProtocolError:
+        raise _bad_header(label) from None
+    except (library.InvalidURL, library.UnsupportedProtocol, UnicodeError) as error:
+        if getattr(error, "encoding", "") == "ascii":  # a header; what is wrong with a host's name is of "idna"
+            raise _bad_header(label) from None
         raise UsageError(f"is no URL that can be asked: {error}", file=label, hint="check the URL") from error
-    except library.LocalProtocolError as error:  # which quotes the header, and that may be the token
-        what = "the request cannot be made: a header of it is not allowed"
-        raise UsageError(
-            what, file=label, hint="is HF_TOKEN, or the password in the URL, what it should be?"
-        ) from error
     except (library.ConnectError, library.ConnectTimeout) as error:
         tls = "CERTIFICATE" in str(error).upper()
         hint = "set SSL_CERT_FILE if the certificate is your own" if tls else "check the name and the network"
-        raise Again(f"cannot connect: {error}", tries=1 if tls else 2, hint=hint) from error
+        raise Again(f"cannot connect to {error.request.url.host}: {error}", tries=1 if tls else 2, hint=hint) from error
     except library.ProxyError as error:
         raise Again(f"the proxy refuses: {error}", tries=2, hint=PROXY) from error
     except library.TimeoutException as error:
         raise Again("does not answer in time") from error
+    except library.RemoteProtocolError as error:
+        raise Again(f"its answer breaks off, or is no HTTP: {error!s:.120}") from error
     except library.TransportError as error:
         raise Again(f"the connection broke off: {str(error) or type(error).__name__}") from error
     except library.RequestError as error:  # redirects without end, a body that is not compressed as it says
         raise NetworkError(f"the server misbehaves: {error}", file=label, hint="is it the right URL?") from error
+
+
+def _bad_header(label: str) -> UsageError:
+    """The library's own error quotes it, and it may be the token."""
+    what = "the request cannot be made: a header of it holds what none may hold"
+    return UsageError(what, file=label, hint="is HF_TOKEN, or the password in the URL, what it should be?")
 
 
 class Reach(IntEnum):

@@ -12,7 +12,9 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from http.cookiejar import Cookie, DefaultCookiePolicy
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,8 @@ from ckpttool.containers.patience import retried
 from ckpttool.errors import LimitError, NetworkError, UsageError, first_line
 
 if TYPE_CHECKING:
+    from urllib.request import Request
+
     import httpx2
 
 REDIRECTS: Final = 3
@@ -51,7 +55,7 @@ def answered(
         UsageError: no such URL, or the client cannot be set up.
     """
     library, client = session()
-    with answers.translated(library, label):
+    with answers.translated(library, label), _without_cookies(client):
         for _ in range(REDIRECTS + 1):
             wait = library.Timeout(patience.PATIENCE.read, connect=patience.PATIENCE.connect)
             headers = hop.headers | {"Accept-Encoding": "identity"} | dict(more)
@@ -68,6 +72,28 @@ def answered(
             finally:
                 response.close()
     raise NetworkError(f"more than {REDIRECTS} redirects", file=label, hint="give the URL that they lead to")
+
+
+class _NoCookies(DefaultCookiePolicy):
+    """Of what is asked here none are kept: a server would have us send, and hold, as many as it likes."""
+
+    def set_ok(self, cookie: Cookie, request: Request) -> bool:
+        return not _asking.get() and super().set_ok(cookie, request)
+
+
+_asking: ContextVar[bool] = ContextVar("_asking", default=False)
+
+
+@contextlib.contextmanager
+def _without_cookies(client: httpx2.Client) -> Iterator[None]:
+    """Those that a user's own factory has given the client are sent as they were."""
+    if not isinstance(client.cookies.jar._policy, _NoCookies):  # type: ignore[attr-defined]
+        client.cookies.jar.set_policy(_NoCookies())
+    token = _asking.set(True)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
 
 
 def document(
@@ -104,7 +130,7 @@ def refuse_coding(response: httpx2.Response, label: str) -> None:
     """NetworkError for a compressed body: none is asked for, and a small one may become any size."""
     if (coding := response.headers.get("content-encoding", "identity")) != "identity":
         what = f"the answer is compressed ({coding}), though that was not asked for"
-        raise NetworkError(what, file=label, hint=answers.NO_SUPPORT)
+        raise NetworkError(what, file=label, hint=answers.COMPRESSED)
 
 
 def _drain(response: httpx2.Response) -> None:

@@ -37,6 +37,9 @@ def parse_index(source: Path | bytes, file: str | None = None) -> Index:
     if type(weight_map) is not dict or not weight_map:
         what = "is missing" if "weight_map" not in value else "must be an object that names a file for each tensor"
         raise InputError(what, file=file, field="weight_map", hint="fetch the index again")
+    if len({name for name in weight_map.values() if type(name) is str}) > limits.INDEX_FILES:
+        what = f"names more than {limits.INDEX_FILES} files"
+        raise LimitError(what, file=file, field="weight_map", hint="is it really the index of a checkpoint?")
     for tensor, name in weight_map.items():
         if type(name) is not str or (fault := _name_fault(name)) or name == file:
             said = fault if type(name) is str and fault else "must be a file name"
@@ -46,8 +49,6 @@ def parse_index(source: Path | bytes, file: str | None = None) -> Index:
                 field=f'weight_map["{tensor}"]',
                 hint="each must be a plain file name inside the folder",
             )
-    if len(set(weight_map.values())) > limits.INDEX_FILES:
-        raise LimitError(f"names more than {limits.INDEX_FILES} files", file=file, field="weight_map")
     return Index(weight_map, _total_size(value, file))
 
 
