@@ -289,8 +289,8 @@ def write(
     `config` replaces config.json's keys (None removes one); `side_files` are tokenizer, template, generation_config.
     """
     folder.mkdir(parents=True)
-    made = tensors(model, dialect, dtype)
-    change(made)
+    made = {name: Tensor(t.dtype, t.array.copy()) for name, t in tensors(model, dialect, dtype).items()}
+    change(made)  # copies, since the model is written again
     write_shards(folder, made, shards)
     base = model.sizes.openai_config if dialect == "openai" else model.sizes.config
     if dialect in ("hf-bf16", "unsloth"):
@@ -393,7 +393,8 @@ def write_gguf(
                 rows[name] = _gguf_expert(model.packed[key], experts)
             else:
                 rows[name] = _gguf_plain(model.plain[key], plain, name)
-    change(rows)
+    rows = {name: (kind, array.copy()) for name, (kind, array) in rows.items()}
+    change(rows)  # copies, since the model is written again
     for name, (kind, array) in rows.items():
         raw = gguf.GGMLQuantizationType[kind] if kind not in ("F32", "F16") else None
         writer.add_tensor(name, np.ascontiguousarray(array), raw_dtype=raw)

@@ -146,6 +146,7 @@ class Recorded:
         self.replayed = 0
 
     def replay(self) -> None:
+        assert gpu_link.LAUNCHING.locked(), "torch plays no graph of a card that another thread records one on"
         self.replayed += 1
         self.lane._enqueue(*self.slab)
 

@@ -38,7 +38,8 @@ WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 """Tensor types by width: kernels go by bits, and take these for any plain format."""
 
 LAUNCHING = threading.Lock()
-"""Held while kernels are launched, on whichever card: so that each is compiled once."""
+"""Held while kernels are launched, recorded or played, on whichever card: each is compiled once, and torch plays no
+graph while another thread records one."""
 
 SAMPLE_NBYTES = 64 << 20
 """What `link_rate` sends: long enough for the link's full speed."""
@@ -209,13 +210,12 @@ class Lane:
     def _run(self, source: Operand, target: Operand, recipe: Recipe | None) -> None:
         shape = (_shape(source), _shape(target), recipe)
         with self._module.stream(self._stream):
-            if shape in self._met and shape not in self._graphs and self.device.type == "cuda":
-                with LAUNCHING:
+            with LAUNCHING:
+                if shape in self._met and shape not in self._graphs and self.device.type == "cuda":
                     self._graphs[shape] = self._recorded(source, target, recipe)
-            if shape in self._graphs:
-                self._graphs[shape].replay()
-            else:
-                with LAUNCHING:
+                if shape in self._graphs:
+                    self._graphs[shape].replay()
+                else:
                     self._enqueue(source, target, recipe)
             self._done.record(self._stream)
             self._done.synchronize()

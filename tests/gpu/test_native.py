@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 
@@ -15,7 +17,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
-from ckpttool.codecs import arrays, cpu, gpu  # noqa: E402 - after the check for torch
+import ckpttool  # noqa: E402 - after the check for torch
+from ckpttool import steps  # noqa: E402
+from ckpttool.codecs import arrays, cpu, gpu  # noqa: E402
 from ckpttool.codecs.formats import RECIPES, Packing  # noqa: E402
 
 INF = 0x7F800000
@@ -175,3 +179,16 @@ def test_work_waits_in_its_stream() -> None:
         gpu.quantize_rows(x, "BF16", RECIPES["ocp"], Packing.pair, blocks, scales, status)
         with pytest.raises(gpu.BadBlock, match="a NaN in block 1 of row 7"):
             gpu.raise_bad(status, 1, 90)
+
+
+def test_lanes_record_while_others_play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many shapes of slabs in eight threads: graphs are recorded beside others that are played."""
+    monkeypatch.setattr(steps, "SLAB_NBYTES", 4_000)
+    model = builders.Model(builders.Sizes(layers=3, experts=6, hidden=96, intermediate=160, vocab=300))
+    source = builders.write(model, tmp_path / "source", "hf")
+    for to, named in (("gguf", {"model_name": "x"}), ("bf16", {})):
+        made = [
+            ckpttool.convert(source, tmp_path / f"{to}-{device}", to=to, device=device, workers=8, **named)
+            for device in ("cpu", "cuda")
+        ]
+        assert made[0].files == made[1].files
