@@ -32,8 +32,7 @@ def in_file_order(plan: Plan) -> Iterable[int]:
 def window(plan: Plan) -> int:
     """How many files in a row have to lie here at once, at least `WINDOW`.
 
-    More only where a slab writes to files that are further apart: `_blocks` and `_scales`, or gate and up, of shards as
-    small as single tensors.
+    More only where a slab writes to files that are further apart; so it is by no layout that there is.
     """
     return max([WINDOW, *(last - first + 1 for first, last in _spans(plan))])
 

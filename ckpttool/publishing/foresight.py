@@ -40,7 +40,8 @@ def foreseen(
     files = tuple(sorted((*known, *new), key=lambda f: f.name))
     up = sum(f.nbytes for f in files if f.state is State.uploaded)
     done = calls.traffic
-    return files, Traffic(done.down_nbytes, up, done.requests + _requests(files, there))
+    unasked = len(new) if there else 0
+    return files, Traffic(done.down_nbytes, up, done.requests + unasked + _requests(files, there))
 
 
 def _state(sending: Sending, name: str, meant: Meant) -> State:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpttool import workplace
-from ckpttool.checkpoint import open_checkpoint
+from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.commit import exists_error
 from ckpttool.containers.remote import RemoteFolder
 from ckpttool.errors import InputError, NetworkError, UsageError
@@ -106,8 +106,9 @@ class HubConversion:
         self._validation = None if asked.validation is None else card.read_report(asked.validation)
         self._calls = Calls(where)
         self._access = check_access(where, private=asked.private, calls=self._calls)
-        self.plan = make_plan(open_checkpoint(source, reference=reference), wanted)
-        _refuse_itself(self.plan, where)
+        found = open_checkpoint(source, reference=reference)
+        _refuse_itself(found, where, wanted)
+        self.plan = make_plan(found, wanted)
         self._own_card: str | None = None
         self._current = None if asked.force else current.up_to_date(self.plan, self._access, self._calls)
         if self._current is None:
@@ -167,6 +168,7 @@ class HubConversion:
         unmade = {f.name: f.size for f in self.plan.files}
         files, traffic = foreseen(self.where, self._access, self._calls, meant, unmade)
         down, requests = _read_of_source(self.plan, range(len(self.plan.slabs)))
+        requests += 2 + self.frees * len(unmade)  # for card and receipt, and whether what is freed has come
         traffic = Traffic(traffic.down_nbytes + down, traffic.up_nbytes, traffic.requests + requests)
         return plan, describing.publication(
             self.where, self._access, files, traffic, created=not self._access.exists, dry_run=True, up_to_date=False,
@@ -340,10 +342,15 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
-def _refuse_itself(plan: Plan, where: RepoTarget) -> None:
-    """UsageError where a folder would replace the very branch that is read: its own shards would stay beside."""
-    folder = plan.source.folder
-    if not isinstance(folder, RemoteFolder) or plan.target.to == "gguf":
+def _refuse_itself(source: Checkpoint, where: RepoTarget, wanted: Target) -> None:
+    """UsageError where a folder would replace the very branch that is read, whose own shards would stay beside; and
+    where it would be made in the place of the source, which only lies in the current folder."""
+    folder = source.folder
+    if wanted.to == "gguf":
+        return
+    if not isinstance(folder, RemoteFolder):
+        if wanted.path.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
+            raise UsageError("SOURCE lies where the files would be made", file=str(wanted.path), hint="give --workdir")
         return
     if folder.label.removeprefix("hf://").partition("@")[0] == where.id and (folder.revision or "main") == where.branch:
         raise UsageError("TARGET is SOURCE", file=str(where), hint="give another repo, or --revision BRANCH")

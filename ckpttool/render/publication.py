@@ -25,8 +25,9 @@ WORDS = {
 """What became of a file, and in a dry run what would."""
 
 
-def show_publication(report: Publication, as_json: bool, *, card: str | None = None) -> None:
-    """The verdict, the files, what travelled, what stayed here; with `card` that text, and on stderr the notes."""
+def show_publication(report: Publication, as_json: bool, *, card: str | None = None, listed: bool = True) -> None:
+    """The verdict, the files if `listed`, what travelled, what stayed here; with `card` that text, and on stderr the
+    notes."""
     if as_json:
         print_json(document(report))
         return
@@ -38,8 +39,9 @@ def show_publication(report: Publication, as_json: bool, *, card: str | None = N
     for url in (report.pull_request, report.url if report.commit else None):
         if url:
             say(f"  {shown(url, MESSAGE_LIMIT)}")
-    say()
-    _files(report)
+    if listed:
+        say()
+        _files(report)
     say(_traffic(report))
     if report.left_out:
         more = len(report.left_out) - FEW
