@@ -517,6 +517,17 @@ def test_a_store_that_refuses(
         open_checkpoint("memory://bucket/gguf/tiny-gpt-oss-auto.gguf")
 
 
+@pytest.mark.parametrize(("more", "says"), [(1, "sends 5 bytes where 4 were asked for"), (-4, "0 came")])
+def test_a_store_that_sends_more_or_less(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, more: int, says: str
+) -> None:
+    folder, one = stores.store_folder("memory://bucket/gguf/tiny-gpt-oss-auto.gguf")
+    assert one is not None
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path, start, end: bytes(end - start + more))
+    with folder.file(one).open() as f, pytest.raises(NetworkError, match=says):
+        f.readinto(0, bytearray(4))
+
+
 def test_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UsageError, match="pip install s3fs"):
