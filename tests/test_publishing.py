@@ -866,6 +866,13 @@ def test_a_commit_that_holds_something_else(hub: FakeHub) -> None:
     assert f"does not hold what was sent: {SHARD};" in refused(lambda: published(sending("ada/n")))
 
 
+def test_a_commit_that_cannot_be_compared(hub: FakeHub) -> None:
+    hub.always["paths"] = fake_hub.status(503)
+    said = refused(lambda: published(sending()))
+    assert f"commit {hub.repos['ada/m'].head()[:12]} is there, but was not compared" in said
+    assert f"ckpttool verify ada/m@{hub.repos['ada/m'].head()}" in said
+
+
 def test_content_that_the_hub_lost(hub: FakeHub) -> None:
     to = sending()
     hub.faults["commit"] = [fake_hub.forgotten(hub, "ada/m")]

@@ -39,11 +39,12 @@ def commit(
     sha, request = posting.run() if additions else (found.head, None)
     try:
         differing = calls.ask(lambda api: _differing(api, calls.target, sha, meant))
-    except refusals.Refused as error:
-        if error.status != 404:
-            raise
-        sha, request = posting.found()  # the answer named a commit that is none
-        differing = []
+    except NetworkError as error:
+        if isinstance(error, refusals.Refused) and error.status == 404:  # the answer named a commit that is none
+            return posting.found()
+        what = f"commit {sha[:12]} is there, but was not compared with what was sent: {error.message}"
+        hint = f"compare it with: ckpttool verify {calls.target.id}@{sha}"
+        raise NetworkError(what, file=str(calls.target), hint=hint) from error
     if differing:
         names = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
         what = f"commit {sha[:12]} does not hold what was sent: {names}"
@@ -115,7 +116,7 @@ class _Posting:
         except _Moved:
             raise
         except _NotThere:
-            what = f"nothing was committed: {error.message}"
+            what = f"nothing was committed so far: {error.message}"
             raise NetworkError(what, file=error.file, hint=refusals.LATER) from error
         except NetworkError:
             what = f"whether the commit was made is not known: {error.message}"
