@@ -127,7 +127,7 @@ def met(server: web.Server, path: str, *argv: str | Path) -> Met:
     """Run the command; assert what holds whatever is done at `path`."""
     begun = time.monotonic()
     done = run(*argv, "--json")
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     assert TOKEN not in done.out + done.err
     assert "Traceback" not in done.err
     assert not re.search("[^\n -~\xa0-\u2029\u202f-\uffff]", done.out + done.err)
