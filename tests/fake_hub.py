@@ -85,6 +85,11 @@ class Repo:
                 self.objects[sha256(data)] = data
         return sha
 
+    def sweep(self) -> None:
+        """Forget the objects that no commit holds, as the Hub does after a while."""
+        held = {sha256(data) for files in self.commits.values() for data in files.values()}
+        self.objects = {oid: data for oid, data in self.objects.items() if oid in held}
+
     def pull(self, head: str, title: str, author: str) -> int:
         """A new pull request that begins at `head`; its number."""
         number = len(self.pulls) + 1
@@ -827,9 +832,7 @@ def forgotten(hub: FakeHub, name: str) -> Fault:
 
     def fault(call: Call, act: Act) -> Answer:
         with hub.lock:
-            repo = hub.repos[name]
-            held = {sha256(data) for files in repo.commits.values() for data in files.values()}
-            repo.objects = {oid: data for oid, data in repo.objects.items() if oid in held}
+            hub.repos[name].sweep()
         return act()
 
     return fault

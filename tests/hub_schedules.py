@@ -311,12 +311,14 @@ class Trial:
         assert self.repo is not None
         return f"refs/pr/{len(self.repo.pulls)}" if self.job.pr else self.job.branch
 
-    def again(self, *, fresh: bool = False) -> None:
+    def again(self, *, fresh: bool = False, swept: bool = False) -> None:
         """A second run without faults completes, puts nothing twice and commits nothing twice; with `fresh` it finds
-        nothing of the first one here."""
+        nothing of the first one here, with `swept` nothing at the Hub that no commit holds."""
         for thread in self.hub.later:
             thread.join()
         self.judge()
+        if swept and self.repo is not None:
+            self.repo.sweep()
         if fresh:
             shutil.rmtree(self.work)
             self.work.mkdir()

@@ -84,13 +84,14 @@ def tried(
     work: Path,
     tree: Tree,
     fresh: bool = False,
+    swept: bool = False,
 ) -> Trial:
     """The job under each of its schedules in turn, judged, and then run again without faults."""
     trial = Trial(hub, JOBS[name], made, work / "work", tree)
     for schedule in schedules:
         trial.run(schedule)
         trial.judge()
-    trial.again(fresh=fresh)
+    trial.again(fresh=fresh, swept=swept)
     return trial
 
 
@@ -227,6 +228,17 @@ def test_objects_in_parts(
     assert hub.count("complete") >= len(trial.repo.objects)
 
 
+@pytest.mark.parametrize("name", ["upload", "convert", "convert and free"])
+def test_what_is_up_is_swept_away_between_two_runs(
+    name: str, hub: FakeHub, made: Sources, undisturbed: Callable[[str], Undisturbed], tmp_path: Path
+) -> None:
+    """Shards that were freed here are made again."""
+    schedule = [Befall("object", OUT, 3, "503", ALWAYS)]
+    trial = tried(hub, name, schedule, made=made, work=tmp_path, tree=undisturbed(name).tree, swept=True)
+    assert trial.results[0].code == 5
+    assert hub.statuses.count(("object", 200)) == 3 + 5
+
+
 def test_another_host_holds_the_objects(
     hub: FakeHub, made: Sources, undisturbed: Callable[[str], Undisturbed], tmp_path: Path
 ) -> None:
@@ -279,11 +291,13 @@ RARE = ("silent", "silent in the body")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A job, what befalls some requests of its first runs, and whether the last one finds nothing of them here."""
+    """A job, what befalls some requests of its first runs, and whether the last one finds nothing of them here, or
+    nothing at the Hub that no commit holds."""
 
     job: str
     schedules: tuple[tuple[Befall, ...], ...]
     fresh: bool
+    swept: bool
 
 
 def drawn(number: int, undisturbed: Callable[[str], Undisturbed]) -> Drawn:
@@ -295,7 +309,7 @@ def drawn(number: int, undisturbed: Callable[[str], Undisturbed]) -> Drawn:
         [_befall(rng, requests) for _ in range(rng.choice((1, 1, 2, 3, 5)))]
         for _ in range(rng.choice((1, 1, 1, 1, 1, 2)))
     ]
-    return Drawn(job, tuple(map(tuple, runs)), rng.random() < 0.3)
+    return Drawn(job, tuple(map(tuple, runs)), rng.random() < 0.3, rng.random() < 0.2)
 
 
 def _befall(rng: random.Random, requests: tuple[tuple[str, str | None], ...]) -> Befall:
@@ -312,7 +326,9 @@ def test_random_schedules(
     number: int, hub: FakeHub, made: Sources, undisturbed: Callable[[str], Undisturbed], tmp_path: Path
 ) -> None:
     d = drawn(number, undisturbed)
-    tried(hub, d.job, *d.schedules, made=made, work=tmp_path, tree=undisturbed(d.job).tree, fresh=d.fresh)
+    tried(
+        hub, d.job, *d.schedules, made=made, work=tmp_path, tree=undisturbed(d.job).tree, fresh=d.fresh, swept=d.swept
+    )
 
 
 def test_the_random_schedules_are_many_and_different(undisturbed: Callable[[str], Undisturbed]) -> None:
