@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from ckpttool.codecs.formats import RECIPES
@@ -199,7 +199,7 @@ def _recipe_options(recipe: dict[str, Any] | None) -> Iterator[str]:
     yield from ("--recipe", next(same), "--scale-rule", recipe["scale"], "--ties", recipe["ties"])
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
     rule = ["---:" if i in right else "---" for i in range(len(head))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ckpttool.errors import InputError
 
 if TYPE_CHECKING:
-    from yaml import Node
+    from yaml import Node  # type: ignore[import-untyped]
 
 CARD: Final = "README.md"
 _BLOCK: Final = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$))")
@@ -35,7 +35,7 @@ def parse(card: str, file: str = CARD) -> Page:
     Raises:
         InputError: front matter that is no YAML, or no mapping.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     card = card.removeprefix("\ufeff")
     match = _BLOCK.match(card)

@@ -168,10 +168,10 @@ def _check_candidate(report: Mapping[str, Any], facts: Facts, repo: str) -> None
     ):
         if theirs != ours:
             raise _refused(f"judges another checkpoint: its {what} is {theirs}, this one's {ours}", hint)
-    theirs = {_last(judged["source"]), origin_of(judged["source"]).name}
-    ours = {_last(target["path"]), facts.artefact, facts.file, repo, repo.rpartition("/")[2]}
+    its_names = {_last(judged["source"]), origin_of(judged["source"]).name}
+    our_names = {_last(target["path"]), facts.artefact, facts.file, repo, repo.rpartition("/")[2]}
     sources = {facts.origin.name, _last(facts.receipt["source"]["path"])}
-    if not theirs & ours and origin_of(report["reference"]["source"]).name not in sources:
+    if not its_names & our_names and origin_of(report["reference"]["source"]).name not in sources:
         what = f"judges {_last(judged['source'])} against {_last(report['reference']['source'])}"
         raise _refused(f"{what}, neither of which is this conversion's", hint)
 
