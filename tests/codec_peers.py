@@ -115,3 +115,28 @@ def transformers_dequantized(blocks: NDArray[np.uint8], scales: NDArray[np.uint8
 
     out = convert_moe_packed_tensors(torch.from_numpy(blocks.copy()), torch.from_numpy(scales.copy()))
     return out.contiguous().view(torch.uint16).numpy()
+
+
+def gguf_py_decoded(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """gguf.quants.dequantize of 17-byte blocks [R, G, 17]."""
+    import gguf
+
+    with np.errstate(over="ignore"):
+        return gguf.quants.dequantize(blocks.reshape(len(blocks), -1), gguf.GGMLQuantizationType.MXFP4)
+
+
+def torchao_decoded(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """torchao's to_dtype of blocks [R, G, 16] and scales [R, G]."""
+    import torch
+    from torchao.prototype.mx_formats.mx_tensor import to_dtype
+
+    data = torch.from_numpy(blocks.reshape(len(blocks), -1).copy())
+    scale = torch.from_numpy(scales.copy()).view(torch.float8_e8m0fnu)
+    return to_dtype(data, scale, torch.float4_e2m1fn_x2, 32, torch.float32).numpy()
+
+
+def torch_scales() -> NDArray[np.float32]:
+    """What torch takes the 256 bytes of float8_e8m0fnu for."""
+    import torch
+
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e8m0fnu).to(torch.float32).numpy()
