@@ -28,7 +28,7 @@ Verdict = Any
 """A header, or whatever else was read; or the CkptError that refuses the file."""
 
 
-def of_safetensors(data: bytes) -> Verdict:
+def of_safetensors(data: bytes | bytearray) -> Verdict:
     file = MemoryFile(data)
     try:
         header = safetensors.parse(file)
@@ -46,7 +46,7 @@ def of_safetensors(data: bytes) -> Verdict:
     return header
 
 
-def of_gguf(data: bytes) -> Verdict:
+def of_gguf(data: bytes | bytearray) -> Verdict:
     file = MemoryFile(data)
     try:
         header = gguf.parse(file)

@@ -15,7 +15,7 @@ class MemoryFile:
 
     __slots__ = ("data", "name", "size", "taken")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self.name = NAME
         self.data = data
         self.size = len(data)
@@ -24,7 +24,7 @@ class MemoryFile:
     def read(self, offset: int, n: int) -> bytes:
         assert 0 <= offset <= offset + n <= self.size, f"{n} bytes at {offset} of {self.size} are asked for"
         self.taken += n
-        return self.data[offset : offset + n]
+        return bytes(self.data[offset : offset + n])
 
     def read_some(self, offset: int, least: int, most: int) -> bytes:
         assert least <= most, f"at least {least} and at most {most} bytes are asked for"
