@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import unicodedata
 from collections.abc import Callable
 from math import prod
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +23,7 @@ from ckpttool.containers import gguf, limits, safetensors
 from ckpttool.containers.ggml_types import GGML_TYPES
 from ckpttool.containers.index import parse_index
 from ckpttool.containers.layout import Row
+from ckpttool.containers.source import LocalFile
 from ckpttool.containers.strict_json import parse_object
 from ckpttool.errors import CkptError, InputError, LimitError
 
@@ -153,15 +156,20 @@ JUDGES: dict[str, Callable[[bytes], Verdict]] = {
 
 
 def look_closer(container: str, data: bytes, verdict: Verdict) -> None:
-    """The error's text, or the header rendered anew; and other ways to read come to the same verdict."""
+    """The error's text, or the header rendered anew; from a disk, from afar and in small windows it is the same."""
     parse = {"safetensors": safetensors.parse, "gguf": gguf.parse}[container]
     if isinstance(verdict, CkptError):
         readable(verdict)
     else:
         assert verdict.sha256 == hashlib.sha256(data[: verdict.nbytes]).hexdigest()
         _rendered(container, verdict)
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        with LocalFile(file.name, NAME) as local:
+            assert _same(_verdict(lambda: parse(local)), verdict), data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "REMOTE_FIRST", 40)
+        patch.setattr(limits, "REMOTE_GGUF", range(40, 1 << 15, 40))
         patch.setattr(limits, "REMOTE_REQUESTS", 1 << 20)
         assert _same(_verdict(lambda: from_afar(parse, data)), verdict), data
     with pytest.MonkeyPatch.context() as patch:
