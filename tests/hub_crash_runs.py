@@ -56,12 +56,12 @@ def resumed(request: dict[str, Any], repo: str, work: Path) -> dict[str, Any]:
 
 
 def kill_everywhere(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Die at every call of every point; then resume, with what was left here or without. One row for each death."""
+    """Die at every so many calls of every point; then resume, with what was left here or without. A row for each."""
     rows = []
-    for point, before in request["points"]:
-        count = 0
+    for point, before, stride in request["points"]:
+        count = 1 - stride
         while True:
-            count += 1
+            count += stride
             work = Path(request["work"])
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)

@@ -310,6 +310,7 @@ def sharded(request: dict[str, Any]) -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, check=False, cwd=HERE.parent, env=environment(request["hub"]))
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    assert (rows[-1]["status"], rows[-1]["again"]["status"]) == (signal.SIGKILL, 0), (rows[-1], done.stderr.decode())
     return rows
 
 
@@ -324,36 +325,30 @@ def environment(endpoint: str) -> dict[str, str]:
 @pytest.mark.parametrize("fresh", [False, True], ids=["goes on", "fresh runner"])
 def test_killed_anywhere(fresh: bool, frees: bool, hub: FakeHub, local: Path, tmp_path: Path) -> None:
     """The branch is as it was or has all; the same command does the rest, and nothing is put twice."""
-    points = [("put", True), ("put", False), ("commit", True), ("commit", False)]
+    points = [("put", fresh, 1), ("commit", True, 1), ("commit", False, 1)]
     if not fresh:
-        points += [
-            ("journal", True),
-            ("journal", False),
-            ("create", True),
-            *([("free", True), ("free", False)] * frees),
-        ]
-        points += [("discard", True), ("discard", False), *([("rename", True), ("rename", False)] * (not frees))]
-    options = {**SHARDED, "free_disk": frees, "device": "cpu", "workers": 1}
+        points += [("journal", True, 5), ("journal", False, 7), ("create", True, 3), ("discard", True, 1)]
+        points += [("free", True, 2), ("free", False, 2)] if frees else [("rename", True, 1), ("rename", False, 1)]
+    options = {**SHARDED, "free_disk": frees, "device": "cpu", "workers": 1, "max_memory": "26MB"}
     rows = sharded(
         {"hub": hub.endpoint, "source": "ada/model", "repo": "ada/out", "work": tmp_path / "dies", "options": options,
          "slab_nbytes": 9_000, "points": points, "fresh": fresh, "warm_source": local, "warm": tmp_path / "warm",
          "warm_options": {**SHARDED, "device": "cpu"}, "cwd": tmp_path}
     )  # fmt: skip
     whole = expected(local, tmp_path)
-    shards = sum(n.endswith(".safetensors") for n in whole)
-    assert {r["point"] for r in rows} == {p for p, _ in points}
-    assert sum(r["point"] == "put" for r in rows) > 2 * shards
+    assert {r["point"] for r in rows} == {p for p, _, _ in points}
+    assert sum(r["point"] == "put" for r in rows) == len(whole) + 2  # card and receipt
     for row in rows:
-        assert row["status"] == signal.SIGKILL, row
-        assert row["again"]["status"] == 0, row
         assert seen(hub, row["repo"]) == whole, row
         assert commits(hub, row["repo"]) == 1, row
-        assert set(puts(hub, row["repo"]).values()) == {1}, row
+        # The Hub may not have seen all of a body that was on its way when a thread beside it was killed.
+        on_its_way = row["point"] in ("journal", "create")
+        assert puts(hub, row["repo"]).total() - len(puts(hub, row["repo"])) <= on_its_way, row
         if frees:
             assert row["tree"] == {}, row
             assert sum(n.endswith(".safetensors") for n in row["left"]) <= 2, row
-        elif row["point"] in ("journal", "put", "create"):
-            assert {n.removeprefix("out-"): s for n, s in row["tree"].items()}.keys(), row
+        else:
+            assert row["tree"] == {f"out-{row['repo'].removeprefix('ada/out-')}/{n}": s for n, s in whole.items()}, row
         if row["point"] == "journal" and not fresh:
             assert row["again"]["resumed"] > 0 or row["count"] == 1, row
         if row["point"] == "commit" and not fresh and row["again"]["slabs"]:

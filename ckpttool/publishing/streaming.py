@@ -19,6 +19,7 @@ from ckpttool.commit import exists_error
 from ckpttool.containers.remote import RemoteFolder
 from ckpttool.errors import InputError, NetworkError, UsageError
 from ckpttool.execute import execute
+from ckpttool.journal import read_entries
 from ckpttool.place import Place
 from ckpttool.planner import Plan, make_plan
 from ckpttool.preflight import disk_nbytes
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 
 LEAKED: Final = "revoke it, and take it out of the source; nothing was converted or sent"
+CARD_STAYS: Final = "the card stays as it is, without what was given for it; --force writes it anew"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class HubConversion:
         self._own_card: str | None = None
         self._current = None if asked.force else current.up_to_date(self.plan, self._access, self._calls)
         if self._current is None:
-            self._own_card = describing.branch_card(where, self._access)
+            self._own_card = describing.branch_card(self._access, self._calls)
             parse(self._own_card or "")  # what cannot be read is better said now
             describing.refuse_large({f.name: f.size for f in self.plan.files})
             _refuse_secrets(self.plan)
@@ -130,7 +132,7 @@ class HubConversion:
             LocalIOError: as `execute` does; what an earlier conversion has left here is in the way.
             NetworkError: a remote end refuses or breaks off. Nothing is visible then, unless it says so.
         """
-        if self._current is not None:
+        if self._current is not None and not self._is_to_be_put_in_place():
             return self._found_current()
         if self._is_made():
             return self._uploaded(progress, sent)
@@ -191,10 +193,25 @@ class HubConversion:
         assert self._current is not None
         return describing.publication(
             self.where, self._access, self._current, self._calls.traffic, commit=self._access.head, dry_run=dry_run,
-            up_to_date=True, peak_disk=0,
+            up_to_date=True, peak_disk=0, notes=[CARD_STAYS] if self._asks_of_card() else [],
         )  # fmt: skip
 
+    def _asks_of_card(self) -> bool:
+        return self._asked.validation is not None or self._asked.quantized_by is not None
+
     # What an earlier run has left here
+
+    def _is_to_be_put_in_place(self) -> bool:
+        """Whether a run that was killed after its commit has left all of it under another name. What it was to delete
+        is deleted."""
+        place = self.plan.place
+        entries = read_entries(place.partial / "journal", self.plan.digest)
+        if entries is None:
+            return False
+        if self.frees:
+            with workplace.locked(place):
+                workplace.discard(place)
+        return not self.frees and len({e.slab for e in entries}) == len(self.plan.slabs)
 
     def _is_made(self) -> bool:
         """Whether this very conversion is complete here already."""
