@@ -509,6 +509,8 @@ def test_a_repo_that_is_up_to_date_is_left_alone(to: str, hub: FakeHub) -> None:
     assert here() == []
     dry = api.hub_conversion("ada/model", "hf://ada/out", api.limit(), **options).preview()
     assert dry[0] is None and dry[1].up_to_date and dry[1].dry_run
+    named = convert(**options, quantized_by="ada")
+    assert named.up_to_date and "--force" in " ".join(named.notes) and not done.notes
 
 
 def test_force_converts_and_puts_nothing_again(hub: FakeHub) -> None:

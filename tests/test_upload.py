@@ -436,6 +436,8 @@ def test_up16_another_host_only_where_it_is_allowed(hub: FakeHub, made: Path, mo
         ckpttool.upload(made / "m", page)
     assert "--allow-endpoint" in str(error.value) and hub.calls == []
     assert ckpttool.upload(made / "m", page, allow_endpoint=True).url.startswith(page)
+    again = ckpttool.upload(made / "m", page, allow_endpoint=True, quantized_by="ada")  # by the card that is there
+    assert [f.name for f in again.files if f.state is State.uploaded] == ["README.md"]
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.example.org")
     with pytest.raises(UsageError, match="without encryption"):
         ckpttool.upload(made / "m", "ada/m")

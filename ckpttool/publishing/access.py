@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpttool.containers import answers
+from ckpttool.containers.stores import without_secrets
 from ckpttool.errors import NetworkError, UsageError
 from ckpttool.publishing.hub_calls import Calls
 from ckpttool.publishing.refusals import Refused
@@ -140,7 +141,9 @@ def _may_make(target: RepoTarget, me: Mapping[str, Any]) -> None:
     if roles[owner] == "read" or token.get("role") == "read":
         whose = "token" if token.get("role") == "read" else f"role in {owner}"
         what = f"the repo is to be made, and your {whose} may only read"
-        raise NetworkError(what, file=str(target), hint=f"make a token that may write: {target.hub}/settings/tokens")
+        raise NetworkError(
+            what, file=str(target), hint=f"make a token that may write: {without_secrets(target.hub)}/settings/tokens"
+        )
 
 
 def _visibility(private: bool | None) -> str:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ckpttool.containers.remote import RemoteFolder
-from ckpttool.errors import InputError, NetworkError
+from ckpttool.errors import InputError
 from ckpttool.planner import Plan
 from ckpttool.publishing.access import Access
+from ckpttool.publishing.branch_files import content
 from ckpttool.publishing.hub_calls import Calls
 from ckpttool.publishing.report import PublishedFile, State
 from ckpttool.publishing.sending import Meant, git_sha1
 from ckpttool.receipt_file import read_receipt
 from ckpttool.sidecars import Sidecar
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 LARGEST: Final = 64 << 20
 """Bytes of a receipt that are read."""
@@ -50,9 +48,7 @@ def receipt_of(access: Access, calls: Calls, name: str) -> tuple[bytes, dict[str
     entry = access.files.get(name)
     if entry is None or entry.nbytes > LARGEST:
         return None
-    data = calls.ask(lambda api: _content(api, calls, name, access.head))
-    if not Meant(len(data), hashlib.sha256(data).hexdigest(), git_sha1(data)).is_in(entry):
-        raise NetworkError("is not what the Hub lists", file=name, hint="try again later")
+    data = content(access, calls, name)
     receipt = _receipt(data, name)
     return None if receipt is None else (data, receipt)
 
@@ -60,18 +56,6 @@ def receipt_of(access: Access, calls: Calls, name: str) -> tuple[bytes, dict[str
 def _is_pinned(plan: Plan) -> bool:
     remote = isinstance(plan.source.folder, RemoteFolder)
     return remote and all(f.version is not None for f in plan.source.files)
-
-
-def _content(api: HfApi, calls: Calls, name: str, revision: str | None) -> bytes:
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    target = calls.target
-    url = hf_hub_url(target.id, name, revision=revision, endpoint=target.hub)
-    headers = build_hf_headers(library_name=api.library_name, library_version=api.library_version)
-    response = get_session().get(url, headers=headers)
-    hf_raise_for_status(response)
-    return bytes(response.content)
 
 
 def _receipt(data: bytes, name: str) -> dict[str, Any] | None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from ckpttool.containers import limits
+from ckpttool.containers.strict_json import read_text
 from ckpttool.errors import CkptError, LimitError
 from ckpttool.publishing import card
 from ckpttool.publishing.access import Access
+from ckpttool.publishing.branch_files import content
+from ckpttool.publishing.hub_calls import Calls
 from ckpttool.publishing.manifest import CARD
 from ckpttool.publishing.report import Publication, PublishedFile, State, Traffic
 from ckpttool.publishing.repos import RepoTarget
@@ -65,9 +69,20 @@ def message(receipt: Mapping[str, Any], receipt_name: str) -> tuple[str, str]:
     return what, f"The receipt is {receipt_name}; plan {receipt['plan']}."
 
 
-def branch_card(target: RepoTarget, access: Access) -> str | None:
-    """The card that the branch has. NetworkError as it is read."""
-    return card.source_card(f"{target.url}/tree/{access.head}") if CARD in access.files else None
+def branch_card(access: Access, calls: Calls) -> str | None:
+    """The card that the branch has.
+
+    Raises:
+        InputError: it is not UTF-8.
+        LimitError: it is larger than a card may be.
+        NetworkError: it cannot be read.
+    """
+    if CARD not in access.files:
+        return None
+    if access.files[CARD].nbytes > limits.SIDE_FILE:
+        what = f"is {access.files[CARD].nbytes:,} bytes, more than the {limits.SIDE_FILE:,} that a card may have"
+        raise LimitError(what, file=f"{calls.target.url}/blob/{access.head}/{CARD}", hint="is it really a card?")
+    return read_text(content(access, calls, CARD), CARD)
 
 
 def source_card(path: str, notes: list[str]) -> str | None:

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ckpttool.containers import answers
+from ckpttool.containers.stores import without_secrets
 from ckpttool.errors import NetworkError
 from ckpttool.publishing.repos import RepoTarget
 
@@ -74,11 +75,12 @@ def refused(response: httpx2.Response, label: str, target: RepoTarget) -> Except
 
 
 def _hint(status: int, target: RepoTarget) -> str:
-    tokens = f"{target.hub}/settings/tokens"
+    hub = without_secrets(target.hub)
+    tokens = f"{hub}/settings/tokens"
     return {
         400: "what it says must be mended first",
         401: f"is your token still valid? {answers.LOG_IN}",
-        402: f"its storage or plan is exhausted: {target.hub}/settings/billing",
+        402: f"its storage or plan is exhausted: {hub}/settings/billing",
         403: f"your token needs write access to {target.id}: {tokens}",
         404: f"check the name; may your token see {target.url}?",
         409: "somebody else changes the repo; run the command again",

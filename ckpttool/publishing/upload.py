@@ -144,7 +144,7 @@ class Uploader:
             text = read_text(path, CARD)
             secrets.refuse(str(path), text.encode(), "revoke it, and take it out; nothing was uploaded")
             return text
-        return describing.branch_card(self._target, self._access)
+        return describing.branch_card(self._access, self._calls)
 
     def _source_card(self) -> str | None:
         """The card of what was converted. A path that is gone is not looked for as a repo, which would be another's."""
