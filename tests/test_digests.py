@@ -38,7 +38,7 @@ def test_the_gpu(packing: Packing) -> None:
     assert dict(digests(on_device(packing, False), SMALL)) == wanted()
 
 
-COLUMNS = {Packing.pair: {"BF16 best", "to BF16"}, Packing.ggml: {"F16 transformers", "F32 llama.cpp", "to F32"}}
+COLUMNS = {Packing.pair: {"F16 ocp", "to BF16"}, Packing.ggml: {"F16 transformers", "F32 llama.cpp", "to F32"}}
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
