@@ -55,7 +55,7 @@ class Example:
 def examples(draw: st.DrawFn) -> Example:
     heads = draw(st.integers(1, 2))
     sizes = Sizes(
-        layers=draw(st.integers(1, 2)),
+        layers=draw(st.sampled_from([1, 1, 1, 2])),
         experts=draw(st.integers(1, 3)),
         hidden=draw(st.sampled_from([32, 64])),
         intermediate=draw(st.sampled_from([32, 64, 96])),
@@ -71,7 +71,7 @@ def examples(draw: st.DrawFn) -> Example:
     if to == "mxfp4":
         options["recipe"] = draw(st.sampled_from(sorted(ckpttool.RECIPES)))
     seed, dialect, shards = draw(st.integers(0, 99)), draw(st.sampled_from(DIALECTS)), draw(st.integers(1, 3))
-    slab = draw(st.sampled_from([1, 3_000, 20_000, 8 << 20]))
+    slab = draw(st.sampled_from([5_000, 30_000, 8 << 20]))
     return Example(sizes, seed, dialect, shards, to, slab, draw(st.integers(1, 2)), options)
 
 
@@ -105,7 +105,9 @@ def test_conversions(scratch: Path, example: Example) -> None:
     with mock.patch.object(steps, "SLAB_NBYTES", example.slab_nbytes):
         for run in ("once", "again"):
             (work / run).mkdir()
-            ckpttool.convert(source, work / run / name, to=example.to, workers=example.workers, **options)
+            ckpttool.convert(
+                source, work / run / name, to=example.to, workers=example.workers, verify=run == "once", **options
+            )
         everything_once(api.plan(source, work / "planned" / name, to=example.to, **options))
     made = first_file(work / "once", name)
     config = example.sizes.config
