@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckpttool.codecs.packing import unpack_ggml, unpack_pair
+from ckpttool.codecs.packing import pack_ggml, pack_pair, unpack_ggml, unpack_pair
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -140,3 +141,46 @@ def torch_scales() -> NDArray[np.float32]:
     import torch
 
     return torch.arange(256, dtype=torch.uint8).view(torch.float8_e8m0fnu).to(torch.float32).numpy()
+
+
+class Decoder(NamedTuple):
+    """Somebody's MXFP4 decoder: F32 bits [R, K] of codes [R, G, 32] and scales [R, G], and where it is known to differ.
+
+    `minus_zero`: code 8 is -0, as OCP has it; otherwise 0. `nan`: scale 255 is NaN, as OCP has it; otherwise 2^128.
+    """
+
+    bits: Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.uint32]]
+    minus_zero: bool
+    nan: bool
+
+
+def _structs(codes: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.concatenate([scales[..., None], pack_ggml(codes)], -1)
+
+
+def _transformers(codes: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    bits = transformers_dequantized(pack_pair(codes)[None], scales[None])[0].T
+    return bits.astype(np.uint32) << np.uint32(16)
+
+
+DECODERS = {
+    "ggml": Decoder(
+        lambda c, s: ggml_decoded(_structs(c, s), "dequantize_row_mxfp4").view(np.uint32), minus_zero=False, nan=False
+    ),
+    "gguf-py": Decoder(lambda c, s: gguf_py_decoded(_structs(c, s)).view(np.uint32), minus_zero=False, nan=False),
+    "transformers": Decoder(_transformers, minus_zero=True, nan=False),
+    "torchao": Decoder(lambda c, s: torchao_decoded(pack_pair(c), s).view(np.uint32), minus_zero=True, nan=True),
+}
+"""transformers' is gpt-oss' own unpacking (gpt_oss/torch/weights.py), line for line; torchao's scales are torch's."""
+
+
+def expected_of(decoder: Decoder, codes: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """float64 [R, K] that a decoder must give, by the definition and its known differences; beyond F32 it is Inf."""
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[codes & 7]
+    values = np.ldexp(np.where(codes & 8, -magnitudes, magnitudes), scales[..., None].astype(int) - 127)
+    values = np.where(np.abs(values) >= 2.0**128, np.copysign(np.inf, values), values)
+    if decoder.nan:
+        values = np.where(scales[..., None] == 255, np.nan, values)
+    if not decoder.minus_zero:
+        values = values + 0.0
+    return values.reshape(len(codes), -1)

@@ -7,13 +7,16 @@ and asserts what holds outside.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import codec_peers as peers
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,8 +49,13 @@ PROPERTIES = {
     "P13": "test_zeros_are_zeros",
     "P14": "test_the_maximum_has_a_large_code",
     "P15, P16": "test_finite_numbers_give_finite_numbers_or_are_refused",
+    "P17 to P21": "test_conversion_properties::test_conversions",
+    "P22": "test_execute::test_killed_at_every_journal_line, test_execute::test_killed_at_any_other_point, "
+    "test_execute::test_killed_at_the_rename",
     "P23": "test_the_oracle_searches_and_finds_the_same",
+    "P24": "test_peers_decode_the_same",
 }
+"""Beside these, of whole files: P2 and P4 contracts/test_dialects, P11 test_digests, test_gpu_link and test_execute."""
 every_example = settings(max_examples=500, derandomize=True, deadline=None, database=None)
 rules = st.sampled_from(EVERY_RULE)
 
@@ -421,5 +429,34 @@ def test_the_oracle_searches_and_finds_the_same(rows: Rows, recipe: Recipe) -> N
     assert int(scales[0, 0, 0]) == wanted[1]
 
 
+# --- P24: other people's decoders ---
+
+
+def same_numbers(made: NDArray[np.uint32], wanted: NDArray[np.float64]) -> bool:
+    """Bit for bit, but for the payloads of NaN."""
+    with np.errstate(over="ignore"):
+        bits = wanted.astype(np.float32).view(np.uint32)
+    nan = np.isnan(wanted)
+    return np.array_equal(made[~nan], bits[~nan]) and bool(np.isnan(made.view(np.float32)[nan]).all())
+
+
+@every_example
+@given(st.binary(min_size=17, max_size=17 * 8), st.sampled_from(sorted(peers.DECODERS)))
+def test_peers_decode_the_same(raw: bytes, name: str) -> None:
+    """P24. Any bytes at all; what is different is in `DECODERS`, and is exactly that."""
+    structs = np.frombuffer(raw[: len(raw) // 17 * 17], np.uint8).reshape(-1, 1, 17)
+    codes, scales = UNPACK[Packing.ggml](structs[..., 1:]), np.ascontiguousarray(structs[..., 0])
+    decoder = peers.DECODERS[name]
+    assert same_numbers(decoder.bits(codes, scales), peers.expected_of(decoder, codes, scales))
+    definition = peers.Decoder(lambda c, s: reference.dequantize(c, s).view(np.uint32), minus_zero=True, nan=True)
+    assert same_numbers(definition.bits(codes, scales), peers.expected_of(definition, codes, scales))
+
+
 def test_the_table_names_tests_that_are_there() -> None:
-    assert all(callable(globals()[name]) for name in PROPERTIES.values() if "::" not in name)
+    named = [name for names in PROPERTIES.values() for name in names.split(", ")]
+    for name in named:
+        module, _, test = name.rpartition("::")
+        source = Path(__file__).with_name(f"{module or Path(__file__).stem}.py").read_text("utf-8")
+        assert f"def {test}(" in source, name
+    words = " ".join(PROPERTIES)
+    assert {int(n) for n in re.findall(r"P(\d+)", words)} | {18, 19, 20} == set(range(1, 25))
