@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfUri
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Listed(NamedTuple):
-    """What the Hub's list says of one file: its bytes, and the sha256 of a large one."""
+    """What the Hub's list says of one file: its bytes, and the sha256 of a large one, or git's hash of another."""
 
     nbytes: int | None
     sha256: str | None
+    git_sha1: str | None
 
 
 def is_hub_url(url: str) -> bool:
@@ -98,7 +99,7 @@ def _listed(uri: HfUri, source: str) -> tuple[str, dict[str, Listed]]:
 
 
 def _commit(sha: Any) -> str:
-    if not isinstance(sha, str) or not _COMMIT.fullmatch(sha):
+    if not isinstance(sha, str) or not _SHA1.fullmatch(sha):
         raise ValueError("it names no commit")
     return sha
 
@@ -112,7 +113,10 @@ def _file(row: Any) -> tuple[str, Listed]:
         raise ValueError(f"{name!r:.200} has {nbytes!r:.40} bytes")
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise ValueError(f"{name!r:.200} has the sha256 {sha256!r:.80}")
-    return name, Listed(nbytes, sha256)
+    git_sha1 = row.get("blobId") if sha256 is None else None
+    if git_sha1 is not None and not _SHA1.fullmatch(git_sha1):
+        raise ValueError(f"{name!r:.200} has the blobId {git_sha1!r:.80}")
+    return name, Listed(nbytes, sha256, git_sha1)
 
 
 def _headers() -> dict[str, str]:
@@ -153,7 +157,7 @@ def _folder(uri: HfUri, sha: str, label: str, listed: dict[str, Listed], path: s
         name = full.removeprefix(prefix)
         url = hf_hub_url(uri.id, full, repo_type=uri.type, revision=sha, endpoint=constants.ENDPOINT)
         ranges = HttpRanges(url, name, headers, size=file.nbytes, sha256=file.sha256, commit=sha, repo_url=page)
-        files[name] = RemotePath(name.rpartition("/")[2], f"{label}/{name}", ranges)
+        files[name] = RemotePath(name.rpartition("/")[2], f"{label}/{name}", ranges, file.git_sha1)
     return RemoteFolder(label, files, name=uri.id.rpartition("/")[2], revision=uri.revision, commit=sha)
 
 

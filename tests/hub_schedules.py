@@ -14,7 +14,7 @@ import contextlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +134,8 @@ def faults(hub: FakeHub) -> dict[str, Fault]:
         "other content": _other_content,
         "moved after all": _moved_after_all(hub),
         "wrong bytes": fake.wrong_bytes,
+        "wrong side file": _where(lambda name, first: not name.endswith(".safetensors")),
+        "wrong header": _where(lambda name, first: name.endswith(".safetensors") and first == 0, at=100),
         "ignored range": fake.ignored_range,
         "garbled": fake.garbled,
         "broken off": fake.BrokenOff(1000),
@@ -151,6 +153,20 @@ def faults(hub: FakeHub) -> dict[str, Fault]:
         **{str(s): fake.status(s) for s in (400, 401, 403, 404, 408, 409, 412, 500, 502, 503, 504)},
         **{f"{s} after all": fake.then_status(s) for s in (409, 500, 502, 503, 504)},
     }
+
+
+def _where(fits: Callable[[str, int], bool], at: int | None = None) -> Fault:
+    """Another byte in the middle (or `at`) of answers for files and ranges of some names and first bytes."""
+
+    def fault(call: Call, act: Act) -> Answer:
+        first = int(call.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if not fits(call.groups[-1], first):
+            return act()
+        answer = act()
+        body = fake.flipped(answer.body[: at and 2 * at])
+        return replace(answer, body=body + answer.body[len(body) :])
+
+    return fault
 
 
 def _page_after_all(call: Call, act: Act) -> Answer:

@@ -301,10 +301,14 @@ class Repo:
 
     def _sibling(self, name: str, content: Content) -> dict[str, Any]:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        row: dict[str, Any] = {"rfilename": name, "size": self.sizes.get(name, size), "blobId": "0" * 40}
-        if name.endswith((".safetensors", ".gguf")):
-            row["lfs"] = {"sha256": hashlib.sha256(name.encode()).hexdigest(), "size": size, "pointerSize": 135}
-        return row
+        row: dict[str, Any] = {"rfilename": name, "size": self.sizes.get(name, size)}
+        if name.endswith(
+            (".safetensors", ".gguf")
+        ):  # sparse ones may be as large as published ones: a hash of any kind
+            lfs = {"sha256": hashlib.sha256(name.encode()).hexdigest(), "size": size, "pointerSize": 135}
+            return row | {"blobId": "0" * 40, "lfs": lfs}
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        return row | {"blobId": hashlib.sha1(b"blob %d\0" % size + data).hexdigest()}
 
     def path(self, name: str) -> str:
         """The path of a file on the server, at the one commit."""

@@ -180,6 +180,9 @@ FIXED: dict[str, tuple[str, list[Befall], str | None]] = {
         "a private address",
     ),
     "a file of the source is gone": ("convert", [Befall("resolve", SOURCE, 9, "404", ALWAYS)], "404"),
+    "a side file comes wrong": ("convert", [Befall("resolve", SOURCE, 0, "wrong side file", 1)], DONE),
+    "side files come wrong": ("convert", [Befall("resolve", SOURCE, 0, "wrong side file", ALWAYS)], "hash differs"),
+    "a header comes wrong": ("convert and free", [Befall("resolve", SOURCE, 0, "wrong header", ALWAYS)], None),
     "freed shards, then refused": ("convert and free", [Befall("object", OUT, 3, "503", ALWAYS)], "503"),
     "freed shards, and nobody hears of them": ("convert and free", [Befall("object", OUT, 0, "reply lost", 9)], DONE),
     "freed shards, and a commit's reply": ("convert and free", [Befall("commit", OUT, 0, "reply lost")], DONE),
@@ -282,7 +285,7 @@ ANY += ("504 after all", "500 after all", "page", "403", "404", "429 in years", 
 MORE = {
     "object": ("broken off", "broken off at once", "garbled", "reply lost", "403"),
     "commit": ("late", "moved", "forgotten", "reply lost", "504 after all", "page after all", "moved after all", "412"),
-    "resolve": ("ignored range", "truncated", "empty"),
+    "resolve": ("ignored range", "truncated", "empty", "wrong side file"),
     "batch": ("forgotten", "moved"),
     "preupload": ("wrong bytes",),
 }

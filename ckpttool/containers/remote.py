@@ -6,6 +6,7 @@ store through fsspec.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -139,12 +140,15 @@ class RemoteHead(RemoteFile):
 
 
 class RemotePath:
-    """Where one remote file lies: `name` inside the checkpoint, `label` what a user would give for it."""
+    """Where one remote file lies: `name` inside the checkpoint, `label` what a user would give for it.
 
-    def __init__(self, name: str, label: str, ranges: Ranges) -> None:
+    `git_sha1` is git's hash of its content, where a listing says it."""
+
+    def __init__(self, name: str, label: str, ranges: Ranges, git_sha1: str | None = None) -> None:
         self.name = name
         self.label = label
         self.ranges = ranges
+        self.git_sha1 = git_sha1
         self._head: RemoteHead | None = None
 
     def __str__(self) -> str:
@@ -161,12 +165,34 @@ class RemotePath:
         return RemoteFile(self.name, self.ranges)
 
     def read_bytes(self, limit: int = limits.INDEX_FILE) -> bytes:
-        """All of a side file, in one request where its size is known. LimitError where it is over `limit` bytes."""
-        with self.open() if self.ranges.size is not None else RemoteHead(self.name, self.ranges) as f:
-            if f.size > limit:
-                what = f"is {f.size:,} bytes, more than the {limit:,} that such a file may have"
-                raise LimitError(what, file=self.name, hint="is it really this file?")
-            return f.read(0, f.size)
+        """All of a side file, in one request where its size is known; in one more where what came is not what the
+        listing says by its hash.
+
+        Raises:
+            LimitError: it is over `limit` bytes.
+            NetworkError: it cannot be read, or is twice another content.
+        """
+        for _ in range(2):
+            with self.open() if self.ranges.size is not None else RemoteHead(self.name, self.ranges) as f:
+                if f.size > limit:
+                    what = f"is {f.size:,} bytes, more than the {limit:,} that such a file may have"
+                    raise LimitError(what, file=self.name, hint="is it really this file?")
+                data = f.read(0, f.size)
+            if self._is_listed(data):
+                return data
+        hint = "something between keeps a wrong copy, or the server is broken; try again later"
+        raise NetworkError("what comes is not what is listed: its hash differs", file=self.name, hint=hint)
+
+    def _is_listed(self, data: bytes) -> bool:
+        """Whether `data` is what the listing says, as far as it does."""
+        if self.ranges.sha256 is not None:
+            return hashlib.sha256(data).hexdigest() == self.ranges.sha256
+        return self.git_sha1 is None or git_sha1(data) == self.git_sha1
+
+
+def git_sha1(data: bytes) -> str:
+    """What git calls this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 FilePath = Path | RemotePath

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ckpttool.containers.remote import git_sha1 as git_sha1
 from ckpttool.errors import InputError, LocalIOError, NetworkError, UsageError
 from ckpttool.publishing import committing, hub_calls, modes
 from ckpttool.publishing.access import Access, RemoteEntry
@@ -209,11 +210,6 @@ class Sending:
         if state is not State.uploaded:
             self._progress(meant.nbytes)
         return state
-
-
-def git_sha1(data: bytes) -> str:
-    """What git calls this content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _addition(name: str, content: Path | str | bytes, meant: Meant) -> CommitOperationAdd:
