@@ -1,7 +1,8 @@
 """`ckpttool upload`, and what may go wrong with it: the thirty cases UP01 to UP30, then the command itself.
 
 UP08, 09, 11 and 13 are also met in all their variations by test_hub_faults, UP14, 16 and 17 by test_publishing, UP25 by
-test_card, UP30 by test_verify_remote. What UP20 calls --prune does not exist: nothing is ever deleted.
+test_card, UP30 by test_verify_remote. What UP20 calls --prune does not exist: files of the conversion before are taken
+away (test_outdated), and nothing else.
 """
 
 from __future__ import annotations

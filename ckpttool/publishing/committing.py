@@ -13,7 +13,9 @@ from ckpttool.publishing.hub_calls import Calls
 from ckpttool.publishing.repos import RepoTarget
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    Operations = Sequence[CommitOperationAdd | CommitOperationDelete]
 
 
 class Meant(Protocol):
@@ -27,7 +29,7 @@ def commit(
     calls: Calls,
     found: Access,
     meant: Mapping[str, Meant],
-    additions: Sequence[CommitOperationAdd],
+    operations: Operations,
     title: str,
     description: str,
 ) -> tuple[str, str | None]:
@@ -35,8 +37,8 @@ def commit(
     to be added. As `Sending.commit` raises."""
     if found.head is None:
         raise NetworkError("there is no branch to commit to", file=str(calls.target), hint="make it first")
-    posting = _Posting(calls, found.head, meant, additions, title, description)
-    sha, request = posting.run() if additions else (found.head, None)
+    posting = _Posting(calls, found.head, meant, operations, title, description)
+    sha, request = posting.run() if operations else (found.head, None)
     try:
         differing = calls.ask(lambda api: _differing(api, calls.target, sha, meant))
     except NetworkError as error:
@@ -60,7 +62,7 @@ class _Posting:
         calls: Calls,
         parent: str,
         meant: Mapping[str, Meant],
-        additions: Sequence[CommitOperationAdd],
+        operations: Operations,
         title: str,
         description: str,
     ) -> None:
@@ -68,10 +70,11 @@ class _Posting:
         self._target = calls.target
         self._parent = parent
         self._meant = meant
-        self._additions = additions
+        self._operations = operations
         self._title = title
         self._description = description
-        self._nbytes = sum(len(a.path_or_fileobj) for a in additions if isinstance(a.path_or_fileobj, bytes))
+        contents = (getattr(o, "path_or_fileobj", None) for o in operations)
+        self._nbytes = sum(len(c) for c in contents if isinstance(c, bytes))
         self._posted = False
         self._requests: dict[str, str] = {}
 
@@ -92,7 +95,7 @@ class _Posting:
         try:
             info = api.create_commit(
                 self._target.id,
-                self._additions,
+                self._operations,
                 commit_message=self._title,
                 commit_description=self._description,
                 revision=self._target.branch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from ckpttool.publishing.access import Access
@@ -20,12 +20,17 @@ LISTED: Final = 500
 
 
 def foreseen(
-    target: RepoTarget, access: Access, calls: Calls, meant: Mapping[str, Meant], unmade: Mapping[str, int] = NONE
+    target: RepoTarget,
+    access: Access,
+    calls: Calls,
+    meant: Mapping[str, Meant],
+    unmade: Mapping[str, int] = NONE,
+    outdated: Iterable[str] = (),
 ) -> tuple[tuple[PublishedFile, ...], Traffic]:
     """What would become of each file, and all of the traffic: what has travelled, and what would.
 
-    `unmade` are names and bytes of files that are yet to be made. Bytes are those of files; requests are exact but for
-    content that goes up in parts.
+    `unmade` are names and bytes of files that are yet to be made; `outdated` ones are to go. Bytes are those of
+    files; requests are exact but for content that goes up in parts.
 
     Raises:
         UsageError: the repo's .gitattributes or .gitignore does not let a file in.
@@ -38,10 +43,13 @@ def foreseen(
     known = [PublishedFile(n, m.nbytes, m.sha256, _state(sending, n, m)) for n, m in meant.items()]
     new = [PublishedFile(n, nbytes, None, State.uploaded) for n, nbytes in unmade.items()]
     files = tuple(sorted((*known, *new), key=lambda f: f.name))
+    gone = [PublishedFile(n, access.files[n].nbytes, access.files[n].sha256, State.removed) for n in outdated]
     up = sum(f.nbytes for f in files if f.state is State.uploaded)
     done = calls.traffic
     unasked = len(new) if there else 0
-    return files, Traffic(done.down_nbytes, up, done.requests + unasked + _requests(files, there))
+    return tuple(sorted((*files, *gone), key=lambda f: f.name)), Traffic(
+        done.down_nbytes, up, done.requests + unasked + _requests(files, there)
+    )
 
 
 def _state(sending: Sending, name: str, meant: Meant) -> State:

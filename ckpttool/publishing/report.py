@@ -17,6 +17,8 @@ class State(StrEnum):
     """The Hub had its content, from an earlier run or another commit."""
     unchanged = "unchanged"
     """The branch has this very file."""
+    removed = "removed"
+    """It is of the conversion that the branch held before, and of this one no more."""
 
 
 @dataclass(frozen=True)

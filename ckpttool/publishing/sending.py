@@ -45,6 +45,14 @@ class Meant:
         return entry.sha256 == self.sha256 if entry.sha256 else entry.git_sha1 == self.git_sha1
 
 
+class _Gone:
+    """What the branch shall hold no more."""
+
+    def is_in(self, entry: RemoteEntry | None) -> bool:
+        """Whether it is gone."""
+        return entry is None
+
+
 class Sending:
     """One publication's files on their way to `target`, whose repo and branch are made. Threads may share it.
 
@@ -69,12 +77,13 @@ class Sending:
         self._files: dict[str, PublishedFile] = {}
         self._meant: dict[str, Meant] = {}
         self._additions: dict[str, CommitOperationAdd] = {}
+        self._removed: dict[str, PublishedFile] = {}
 
     @property
     def files(self) -> tuple[PublishedFile, ...]:
         """What was put so far, by name."""
         with self._lock:
-            return tuple(self._files[n] for n in sorted(self._files))
+            return tuple(f for _, f in sorted((self._files | self._removed).items()))
 
     @property
     def traffic(self) -> Traffic:
@@ -135,6 +144,12 @@ class Sending:
             return self._keep(name, meant, State.unchanged, None)
         return self._keep(name, meant, State.present, _there(name, meant))
 
+    def remove(self, name: str) -> None:
+        """Have the commit to come take away a file of the branch."""
+        entry = self.access.files[name]
+        with self._lock:
+            self._removed[name] = PublishedFile(name, entry.nbytes, entry.sha256, State.removed)
+
     def commit(self, title: str, description: str = "") -> tuple[str, str | None]:
         """Make everything visible at once; the commit, and the address of the pull request where one is opened.
 
@@ -143,9 +158,13 @@ class Sending:
         Raises:
             NetworkError: the branch has moved, the commit was refused, or holds something else; or nobody knows.
         """
+        from huggingface_hub import CommitOperationDelete
+
         with self._lock:
-            meant, additions = dict(self._meant), [self._additions[n] for n in sorted(self._additions)]
-        return committing.commit(self._calls, self.access, meant, additions, title, description)
+            meant: dict[str, committing.Meant] = {**self._meant, **dict.fromkeys(self._removed, _Gone())}
+            additions = [self._additions[n] for n in sorted(self._additions)]
+            removals = [CommitOperationDelete(n) for n in sorted(self._removed)]
+        return committing.commit(self._calls, self.access, meant, [*additions, *removals], title, description)
 
     def _mode(self, name: str, nbytes: int, data: bytes | None) -> modes.Mode:
         with self._lock:

@@ -30,6 +30,7 @@ from ckpttool.publishing.foresight import foreseen
 from ckpttool.publishing.front_matter import parse
 from ckpttool.publishing.hub_calls import Calls
 from ckpttool.publishing.manifest import CARD, Item
+from ckpttool.publishing.outdated import outdated
 from ckpttool.publishing.report import Publication, Traffic
 from ckpttool.publishing.repos import RepoTarget
 from ckpttool.publishing.sending import SMALL, Meant, Sending, git_sha1
@@ -113,11 +114,19 @@ class HubConversion:
         self.plan = make_plan(found, wanted)
         self._own_card: str | None = None
         self._current = None if asked.force else current.up_to_date(self.plan, self._access, self._calls)
+        self._outdated: tuple[str, ...] = ()
         if self._current is None:
+            self._outdated = outdated(self._access, self._calls, self.plan.place.receipt_name, self._names)
             self._own_card = describing.branch_card(self._access, self._calls)
             parse(self._own_card or "")  # what cannot be read is better said now
             describing.refuse_large({f.name: f.size for f in self.plan.files})
             _refuse_secrets(self.plan)
+
+    @property
+    def _names(self) -> list[str]:
+        """The files of the conversion, receipt included."""
+        plan = self.plan
+        return [*(f.name for f in plan.files), *(s.name for s in plan.sidecars), plan.place.receipt_name]
 
     @property
     def is_current(self) -> bool:
@@ -168,7 +177,7 @@ class HubConversion:
         sides = {s.name: b"".join(s.chunks()) for s in self.plan.sidecars}
         meant = {n: Meant(len(d), sha256(d).hexdigest(), git_sha1(d)) for n, d in sides.items()}
         unmade = {f.name: f.size for f in self.plan.files}
-        files, traffic = foreseen(self.where, self._access, self._calls, meant, unmade)
+        files, traffic = foreseen(self.where, self._access, self._calls, meant, unmade, self._outdated)
         down, requests = _read_of_source(self.plan, range(len(self.plan.slabs)))
         requests += 2 + self.frees * len(unmade)  # for card and receipt, and whether what is freed has come
         traffic = Traffic(traffic.down_nbytes + down, traffic.up_nbytes, traffic.requests + requests)
@@ -181,9 +190,7 @@ class HubConversion:
         return disk_nbytes(self.plan, frees=self._asked.frees)
 
     def _notes(self) -> list[str]:
-        place = self.plan.place
-        names = [*(f.name for f in self.plan.files), *(s.name for s in self.plan.sidecars), place.receipt_name]
-        notes = list(describing.others(self._access, names))
+        notes = list(describing.others(self._access, [*self._names, *self._outdated]))
         path = str(self.plan.source.path)
         if "://" not in path and Path(path).is_absolute():
             notes.append(f"the receipt, which is published, says where the source lay on your disk: {path}")
@@ -258,6 +265,8 @@ class HubConversion:
         access = made(self.where, self._access, self._asked.private, self._calls)
         sending = Sending(self.where, access, progress=sent, calls=self._calls)
         sending.expect({f.name: f.size for f in self.plan.files} | {s.name: s.nbytes for s in self.plan.sidecars})
+        for name in self._outdated:
+            sending.remove(name)
         return sending
 
     def card(self, receipt: dict[str, Any], notes: list[str]) -> bytes:

@@ -21,6 +21,7 @@ from ckpttool.publishing.foresight import foreseen
 from ckpttool.publishing.held import WEIGHTS
 from ckpttool.publishing.hub_calls import Calls
 from ckpttool.publishing.manifest import CARD, Item
+from ckpttool.publishing.outdated import outdated
 from ckpttool.publishing.report import Publication
 from ckpttool.publishing.repos import repo_target
 from ckpttool.publishing.sending import SMALL, Meant, Sending, git_sha1
@@ -82,7 +83,10 @@ class Uploader:
         describing.refuse_large({str(i.path): i.nbytes for i in self._items})
         self._calls = Calls(self._target)
         self._access = check_access(self._target, private=asked.private, calls=self._calls)
-        self._notes: list[str] = list(_notes(self._manifest, self._access, asked))
+        receipt_name = self._manifest.receipt_path.name
+        names = [*(i.name for i in self._manifest.items), receipt_name]
+        self._outdated = () if asked.card_only else outdated(self._access, self._calls, receipt_name, names)
+        self._notes: list[str] = list(_notes(self._manifest, self._access, asked, self._outdated))
         self.card = ""
 
     @property
@@ -102,7 +106,7 @@ class Uploader:
         card, left_out = self.card.encode(), self._manifest.left_out
         if self._asked.dry_run:
             meant = {i.name: _meant(i) for i in self._items} | {CARD: _meant_bytes(card)}
-            files, traffic = foreseen(self._target, self._access, self._calls, meant)
+            files, traffic = foreseen(self._target, self._access, self._calls, meant, outdated=self._outdated)
             return describing.publication(
                 self._target, self._access, files, traffic, created=not self._access.exists, dry_run=True,
                 left_out=left_out, notes=self._notes,
@@ -112,6 +116,8 @@ class Uploader:
         sending.expect({i.name: i.nbytes for i in self._items} | {CARD: len(card)})
         threads.share(self._items, [lambda item: _put(sending, item)] * PARALLEL)
         sending.put(CARD, card, sha256(card).hexdigest(), len(card))
+        for name in self._outdated:
+            sending.remove(name)
         commit, request = sending.commit(*self._message())
         return describing.publication(
             self._target, access, sending.files, sending.traffic, commit=commit, request=request,
@@ -166,14 +172,14 @@ class Uploader:
         self._notes.append(what)
 
 
-def _notes(found: manifest.Manifest, access: Access, asked: Asked) -> Iterator[str]:
+def _notes(found: manifest.Manifest, access: Access, asked: Asked, outdated: Sequence[str]) -> Iterator[str]:
     path = str(found.receipt["source"]["path"])
     if "://" not in path and Path(path).is_absolute() and not asked.card_only:
         yield f"the receipt, which is published, says where the source lay on your disk: {path}"
     if found.own_card is not None:
         yield f"{CARD}: your own text is kept"
     if found.receipt_path.name == RECEIPT_NAME and not asked.card_only:
-        yield from describing.others(access, (i.name for i in found.items))
+        yield from describing.others(access, [*(i.name for i in found.items), *outdated])
     if asked.dry_run and asked.pr:
         yield "a pull request would be opened; the branch stays as it is"
 

@@ -21,6 +21,7 @@ FEW = 8
 WORDS = {
     "uploaded": ("uploaded", "to upload"),
     "present": ("the Hub had it", "the Hub has it"),
+    "removed": ("removed: of the conversion before", "to be removed: of the conversion before"),
 }
 """What became of a file, and in a dry run what would."""
 
@@ -90,8 +91,8 @@ def _files(report: Publication) -> None:
 
 def _traffic(report: Publication) -> str:
     t = report.traffic
-    total = sum(f.nbytes for f in report.files)
-    all_of_it = f"{many(len(report.files), 'file')}, {size(total)}"
+    kept = [f for f in report.files if f.state != "removed"]
+    all_of_it = f"{many(len(kept), 'file')}, {size(sum(f.nbytes for f in kept))}"
     if report.dry_run:
         sent = f"about {size(t.up_nbytes)} up, {size(t.down_nbytes)} down, {many(t.requests, 'request')}"
         return f"{all_of_it}: {sent}; disk needed: {size(report.peak_disk)}"
