@@ -58,7 +58,7 @@ def on_device(packing: Packing, columns: bool) -> Codec:
     def room(r: int, p: int, g: int) -> tuple[Any, Any]:
         if packing is Packing.pair:
             shapes = (r, p, g, 16), (r, p, g)
-            return tuple(torch.zeros(s, dtype=torch.uint8, device=device) for s in shapes)  # type: ignore[return-value]
+            return tuple(torch.zeros(s, dtype=torch.uint8, device=device) for s in shapes)
         structs = torch.zeros((r, p, g, 17), dtype=torch.uint8, device=device)
         return structs[..., 1:], structs[..., 0]
 
