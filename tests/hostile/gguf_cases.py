@@ -104,7 +104,11 @@ ARRAYS = [
 
 ALIGNMENT = [
     *(
-        Case(f"BAD_ALIGN {n}", gguf((kv("general.alignment", 4, n),)), "general.alignment at byte 24: must be a power of two")
+        Case(
+            f"BAD_ALIGN {n}",
+            gguf((kv("general.alignment", 4, n),)),
+            "general.alignment at byte 24: must be a power of two",
+        )
         for n in (0, 3, 13, 33, 1 << 17, 1 << 31, U32)
     ),
     Case("WRONG_TYPE_ALIGN", gguf((kv("general.alignment", 5, 32),)), "as u32"),
