@@ -78,6 +78,7 @@ JOBS = {
         Job("upload", UPLOAD, None),
         Job("upload over old", UPLOAD, "old"),
         Job("upload what is held", UPLOAD, "held"),
+        Job("upload over older", UPLOAD, "older"),
         Job("upload gguf", "upload {gguf} ada/out"),
         Job("upload branch", UPLOAD + " --revision next", "old", "next"),
         Job("upload pr", UPLOAD + " --pr", "old", pr=True),
@@ -85,6 +86,7 @@ JOBS = {
         Job("convert over old", CONVERT + SHARDS, "old"),
         Job("convert and free", CONVERT + SHARDS + " --free-disk"),
         Job("convert and free what is held", CONVERT + SHARDS + " --free-disk", "held"),
+        Job("convert and free over older", CONVERT + SHARDS + " --free-disk", "older"),
         Job("convert gguf", "convert ada/model hf://ada/out --to gguf --workdir {work} --free-disk"),
         Job("convert branch", CONVERT + SHARDS + " --free-disk --revision next", "old", "next"),
         Job("convert pr", CONVERT + SHARDS + " --pr", "old", pr=True),
@@ -101,6 +103,8 @@ class Sources:
     gguf: Path
     local: Tree
     """What a conversion gives here, without receipts: the bytes that may be seen of any conversion of it."""
+    older: Tree
+    """Another conversion of it, in more shards, with its receipt."""
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -112,8 +116,9 @@ def sources(model: Path, scratch: Path) -> Sources:
     folder, gguf = scratch / "out", scratch / "gguf" / "out.gguf"
     ckpttool.convert(model, folder, to="bf16", max_shard_size="60KB", device="cpu")
     ckpttool.convert(model, gguf, to="gguf", device="cpu")
+    ckpttool.convert(model, scratch / "older", to="bf16", max_shard_size="45KB", device="cpu")
     local = {n: d for n, d in (files_of(folder) | files_of(gguf.parent)).items() if not n.endswith("receipt.json")}
-    return Sources(files_of(model), folder, gguf, local)
+    return Sources(files_of(model), folder, gguf, local, files_of(scratch / "older"))
 
 
 def faults(hub: FakeHub) -> dict[str, Fault]:
@@ -136,6 +141,7 @@ def faults(hub: FakeHub) -> dict[str, Fault]:
         "wrong bytes": fake.wrong_bytes,
         "wrong side file": _where(lambda name, first: not name.endswith(".safetensors")),
         "wrong header": _where(lambda name, first: name.endswith(".safetensors") and first == 0, at=100),
+        "wrong tensor": _where(lambda name, first: name.endswith(".safetensors") and first > 0),
         "ignored range": fake.ignored_range,
         "garbled": fake.garbled,
         "broken off": fake.BrokenOff(1000),
@@ -221,6 +227,8 @@ class Trial:
             shard = next(n for n in self.sources.local if "00002-of" in n)
             old = {"notes.txt": b"mine", "config.json": b"{}", shard: b"an old one", "adapter.safetensors": b"mine too"}
             repo.commit("main", {**repo.files(), **old}, "old")
+        if self.job.before == "older":
+            repo.commit("main", {**repo.files(), **self.sources.older, "notes.txt": b"mine"}, "old")
         if self.job.before == "held":  # by an earlier run, or another branch
             for data in list(self.sources.local.values())[::2]:
                 repo.objects[fake.sha256(data)] = data
@@ -235,9 +243,9 @@ class Trial:
     def result(self) -> Result:
         return self.results[-1]
 
-    def run(self, schedule: Sequence[Befall] = ()) -> Result:
-        """The command, once, under `schedule`."""
-        words = self.job.arguments.split()
+    def run(self, schedule: Sequence[Befall] = (), *more: str) -> Result:
+        """The command, once, under `schedule`; with `more` options."""
+        words = [*self.job.arguments.split(), *more]
         places = {"folder": self.sources.folder, "gguf": self.sources.gguf, "work": self.work}
         command = [w.format(**places) for w in words]
         if self.job.converts:

@@ -69,6 +69,9 @@ def _undisturbed(name: str, made: Sources, work: Path) -> Undisturbed:
             tree = trial.newest()
             for file, data in tree.items():
                 assert file not in made.local or data == made.local[file], file
+            assert trial.before.get("notes.txt") == tree.get("notes.txt")
+            if JOBS[name].before == "older":
+                assert len(made.older.keys() - tree.keys()) > 5
             if JOBS[name].before != "old":  # which holds weights of another
                 assert run("verify", f"{OUT}@{trial.ref}", "--json").code == 0
             weights = {f for f in tree if f.endswith((".safetensors", ".gguf"))} - trial.before.keys()
@@ -197,6 +200,9 @@ FIXED: dict[str, tuple[str, list[Befall], str | None]] = {
         [Befall("commit", OUT, 0, "504 after all"), Befall("info", OUT, 2, "502", ALWAYS)],
         None,
     ),
+    "old shards go by a commit that is lost": ("upload over older", [Befall("commit", OUT, 0, "reply lost")], DONE),
+    "old shards go by a commit that is late": ("convert and free over older", [Befall("commit", OUT, 0, "late")], None),
+    "old shards stay": ("convert and free over older", [Befall("commit", OUT, 0, "500", ALWAYS)], "nothing was"),
     "a branch's commit is lost": ("convert branch", [Befall("commit", OUT, 0, "reply lost")], DONE),
 }
 
@@ -276,6 +282,20 @@ def test_a_commit_that_arrives_with_another_content(
     assert first.code == 5 and "does not hold what was sent: config.json" in first.out
     assert trial.run().code == 0
     assert trial.is_new(trial.newest()) and hub.again == []
+
+
+def test_a_range_of_a_tensor_that_comes_wrong(
+    hub: FakeHub, made: Sources, undisturbed: Callable[[str], Undisturbed], tmp_path: Path
+) -> None:
+    """A range has no hash of its own, only TLS: it is `verify --source`, which reads again, that finds it."""
+    trial = Trial(hub, JOBS["convert and free"], made, tmp_path / "work", undisturbed("convert and free").tree)
+    assert trial.run([Befall("resolve", SOURCE, 12, "wrong tensor")]).code == 0
+    found = run("verify", OUT, "--source", SOURCE, "--samples", "1000", "--json")
+    assert found.code == 1 and not trial.is_new(trial.newest())
+    assert trial.run().document["up_to_date"]
+    assert trial.run([], "--force").code == 0
+    assert trial.is_new(trial.newest()) and hub.again == []
+    assert run("verify", OUT, "--source", SOURCE, "--samples", "1000", "--json").code == 0
 
 
 # Drawn by number
