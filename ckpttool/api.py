@@ -158,12 +158,12 @@ def hub_conversion(
     Files are made in `workdir`, by default the current folder, and stay there, unless `free_disk` deletes each once the
     Hub has it. `force` converts though the repo is up to date.
     """
-    from ckpttool.publishing import streaming
+    from ckpttool.publishing import destination, streaming
     from ckpttool.publishing.repos import repo_target
 
     where = repo_target(repo, revision=revision, pr=pr, allow_endpoint=allow_endpoint)
-    path = streaming.local_path(where, to, workdir)
-    address = streaming.address(where, path)
+    path = destination.local_path(where, to, workdir)
+    address = destination.address(where, path)
     wanted = target(path, to=to, max_shard_size=_bytes(max_shard_size, "max_shard_size"), address=address, **options)
     asked = streaming.Asked(private, free_disk, force, overwrite, validation, quantized_by)
     return streaming.HubConversion(source, where, wanted, limits, asked, reference)

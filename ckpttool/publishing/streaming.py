@@ -11,35 +11,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ckpttool import workplace
-from ckpttool.checkpoint import Checkpoint, open_checkpoint
+from ckpttool.checkpoint import open_checkpoint
 from ckpttool.commit import exists_error
-from ckpttool.containers.remote import RemoteFolder
-from ckpttool.errors import InputError, NetworkError, UsageError
+from ckpttool.errors import InputError
 from ckpttool.execute import execute
 from ckpttool.journal import read_entries
 from ckpttool.place import Place
 from ckpttool.planner import Plan, make_plan
 from ckpttool.preflight import disk_nbytes
 from ckpttool.preview import preview
-from ckpttool.publishing import card, current, describing, held, secrets, upload
+from ckpttool.publishing import card, current, describing, destination, secrets, upload
 from ckpttool.publishing.access import check_access, made
 from ckpttool.publishing.foresight import foreseen
 from ckpttool.publishing.front_matter import parse
 from ckpttool.publishing.hub_calls import Calls
-from ckpttool.publishing.manifest import CARD, Item
+from ckpttool.publishing.hub_delivery import HubDelivery
+from ckpttool.publishing.manifest import CARD
 from ckpttool.publishing.outdated import outdated
 from ckpttool.publishing.report import Publication, Traffic
 from ckpttool.publishing.repos import RepoTarget
-from ckpttool.publishing.sending import SMALL, Meant, Sending, git_sha1
+from ckpttool.publishing.sending import Meant, Sending, git_sha1
 from ckpttool.reports import Conversion, PlanReport, document, read_conversion
 from ckpttool.resources import Limits
 from ckpttool.target import Target
-
-if TYPE_CHECKING:
-    from ckpttool.containers.source import LocalTarget
 
 Progress = Callable[[int], None]
 
@@ -61,28 +58,6 @@ class Asked:
     overwrite: bool = False
     validation: str | Path | None = None
     quantized_by: str | None = None
-
-
-def local_path(where: RepoTarget, to: str | None, workdir: str | Path | None) -> Path:
-    """Where the files are made: a folder, or a GGUF, of the repo's name in `workdir`, by default the current folder.
-
-    Raises:
-        UsageError: the repo's path is that of no GGUF.
-    """
-    folder = Path(workdir) if workdir is not None else Path()
-    name = where.path.rpartition("/")[2]
-    if not where.path:
-        gguf = where.name.removesuffix(".gguf").removesuffix("-GGUF").removesuffix("-gguf")
-        return folder / (f"{gguf}.gguf" if to == "gguf" else where.name)
-    if name != where.path or not name.lower().endswith(".gguf"):
-        hint = f"give hf://{where.id}, or hf://{where.id}/NAME.gguf"
-        raise UsageError("a conversion goes to a repo, or to a GGUF at its top", file=where.path, hint=hint)
-    return folder / name
-
-
-def address(where: RepoTarget, path: Path) -> str:
-    """What a receipt calls the target: the repo, or the GGUF in it."""
-    return f"hf://{where.id}" + (f"/{path.name}" if path.suffix.lower() == ".gguf" else "")
 
 
 class HubConversion:
@@ -110,7 +85,7 @@ class HubConversion:
         self._calls = Calls(where)
         self._access = check_access(where, private=asked.private, calls=self._calls)
         found = open_checkpoint(source, reference=reference)
-        _refuse_itself(found, where, wanted)
+        destination.refuse_itself(found, where, wanted)
         self.plan = make_plan(found, wanted)
         self._own_card: str | None = None
         self._current = None if asked.force else current.up_to_date(self.plan, self._access, self._calls)
@@ -146,7 +121,7 @@ class HubConversion:
         if self._is_made():
             return self._uploaded(progress, sent)
         self._require_vacant()
-        delivery = _Delivery(self, sent)
+        delivery = HubDelivery(self, sent)
         conversion = execute(
             self.plan, self._limits, overwrite=self._asked.overwrite, progress=progress, delivery=delivery
         )
@@ -291,71 +266,6 @@ class HubConversion:
         return self._asked.frees
 
 
-class _Delivery:
-    """Files of a conversion on their way, as `execute` has them."""
-
-    def __init__(self, of: HubConversion, sent: Progress) -> None:
-        self._of = of
-        self._sent = sent
-        self.frees = of.frees
-        self.notes: list[str] = []
-        self.worked: Sequence[int] = ()
-        self.commit: str | None = None
-        self.request: str | None = None
-
-    def begin(self) -> None:
-        """Make the repo, before the first slab is read."""
-        self.sending = self._of.sending(self._sent)
-
-    def holds(self, name: str, sha256: str, nbytes: int) -> bool:
-        """Whether the Hub still has a file of an earlier run; what no commit shows it may forget."""
-        there = self.sending.has(sha256, nbytes)
-        if there:
-            self.sending.claim(name, sha256, nbytes)
-        return there
-
-    def deliver(self, name: str, file: LocalTarget, sha256: str) -> None:
-        """Send what was read back: by its descriptor, so that no change of names leads to another file.
-
-        Raises:
-            NetworkError: it did not get there.
-        """
-        nbytes = file.size
-        fd = file.duplicate()
-        held = Path(f"/proc/self/fd/{fd}")
-        self.sending.put(name, held if held.exists() else file.path, sha256, nbytes)
-        os.close(fd)  # not where that failed: whoever still reads it must not meet another file under its number
-        if self.frees and not self.sending.has(sha256, nbytes):
-            raise NetworkError("the Hub does not have what was sent", file=name, hint="give the same command again")
-
-    def finish(self, conversion: Conversion, folder: Path, worked: Sequence[int]) -> None:
-        """Send side files, card and receipt, and show all of it."""
-        self.worked = worked
-        sides = {s.name for s in self._of.plan.sidecars}
-        for row in conversion.files:
-            if row.name in sides:
-                assert row.sha256 is not None
-                _put(self.sending, Item(row.name, folder / row.name, row.nbytes, row.sha256, row.nbytes))
-        receipt = document(conversion)
-        name = self._of.plan.place.receipt_name
-        self._put_bytes(CARD, self._of.card(receipt, self.notes))
-        self._put_bytes(name, self._of.receipt(conversion, (folder / name).read_bytes()))
-        self.commit, self.request = self.sending.commit(*describing.message(receipt, name))
-
-    def _put_bytes(self, name: str, data: bytes) -> None:
-        secrets.refuse(name, data, "take it out, and revoke it; nothing is visible yet")
-        self.sending.put(name, data, sha256(data).hexdigest(), len(data))
-
-
-def _put(sending: Sending, item: Item) -> None:
-    found = held.checked(item)
-    if found.nbytes < SMALL:
-        sending.put(found.name, held.content(found), found.sha256, found.nbytes)
-        return
-    with held.opened(found) as path:
-        sending.put(found.name, path, found.sha256, found.nbytes)
-
-
 def _but_run(receipt: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in receipt.items() if k != "run"}
 
@@ -366,20 +276,6 @@ def _all_there(place: Place) -> bool:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-
-
-def _refuse_itself(source: Checkpoint, where: RepoTarget, wanted: Target) -> None:
-    """UsageError where a folder would replace the very branch that is read, whose own shards would stay beside; and
-    where it would be made in the place of the source, which only lies in the current folder."""
-    folder = source.folder
-    if wanted.to == "gguf":
-        return
-    if not isinstance(folder, RemoteFolder):
-        if wanted.path.resolve() in (folder.path.resolve(), *folder.path.resolve().parents):
-            raise UsageError("SOURCE lies where the files would be made", file=str(wanted.path), hint="give --workdir")
-        return
-    if folder.label.removeprefix("hf://").partition("@")[0] == where.id and (folder.revision or "main") == where.branch:
-        raise UsageError("TARGET is SOURCE", file=str(where), hint="give another repo, or --revision BRANCH")
 
 
 def _refuse_secrets(plan: Plan) -> None:
