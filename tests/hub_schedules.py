@@ -21,9 +21,12 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import fake_hub as fake
+import fake_repos
+import hub_faults
 from commandline import Result, run
-from fake_hub import Act, Answer, Call, FakeHub, Fault, Repo, User
+from fake_hub import FakeHub
+from fake_repos import Repo, User
+from hub_faults import Act, Answer, Call, Fault
 
 import ckpttool
 from ckpttool.containers import patience
@@ -124,40 +127,40 @@ def sources(model: Path, scratch: Path) -> Sources:
 def faults(hub: FakeHub) -> dict[str, Fault]:
     """Every fault by its name."""
     return {
-        "reset": fake.reset,
-        "reply lost": fake.reply_lost,
-        "silent": fake.silent,
-        "silent in the body": fake.silent_after(7),
-        "truncated": fake.truncated(7),
-        "empty": fake.truncated(0),
-        "late": fake.late(hub, 0.05),
-        "stalled": fake.stalled(0.02),
-        "page": fake.page,
+        "reset": hub_faults.reset,
+        "reply lost": hub_faults.reply_lost,
+        "silent": hub_faults.silent,
+        "silent in the body": hub_faults.silent_after(7),
+        "truncated": hub_faults.truncated(7),
+        "empty": hub_faults.truncated(0),
+        "late": hub_faults.late(hub, 0.05),
+        "stalled": hub_faults.stalled(0.02),
+        "page": hub_faults.page,
         "page after all": _page_after_all,
-        "secrets": fake.status(400, "contains valid Hugging Face secrets"),
-        "other hash": fake.said(_other_hash),
+        "secrets": hub_faults.status(400, "contains valid Hugging Face secrets"),
+        "other hash": hub_faults.said(_other_hash),
         "other content": _other_content,
         "moved after all": _moved_after_all(hub),
-        "wrong bytes": fake.wrong_bytes,
+        "wrong bytes": hub_faults.wrong_bytes,
         "wrong side file": _where(lambda name, first: not name.endswith(".safetensors")),
         "wrong header": _where(lambda name, first: name.endswith(".safetensors") and first == 0, at=100),
         "wrong tensor": _where(lambda name, first: name.endswith(".safetensors") and first > 0),
-        "ignored range": fake.ignored_range,
-        "garbled": fake.garbled,
-        "broken off": fake.BrokenOff(1000),
-        "broken off at once": fake.BrokenOff(0),
-        "other host": fake.other_host(hub),
-        "redirect to nowhere": fake.redirected("http://localhost:1/x"),
-        "redirect into the cloud": fake.redirected("http://169.254.169.254/latest/meta-data"),
-        "429 at once": fake.status(429, "too many", Retry_After="0"),
-        "429 in a second": fake.status(429, "too many", Retry_After="1"),
-        "429 in years": fake.status(429, "too many", Retry_After="1000000000"),
-        "429 by RateLimit": fake.status(429, "too many", RateLimit='"api";r=0;t=0'),
-        "moved": fake.moved(hub, OUT, path=THEIRS),
-        "moved on next": fake.moved(hub, OUT, "next", THEIRS),
-        "forgotten": fake.forgotten(hub, OUT),
-        **{str(s): fake.status(s) for s in (400, 401, 403, 404, 408, 409, 412, 500, 502, 503, 504)},
-        **{f"{s} after all": fake.then_status(s) for s in (409, 500, 502, 503, 504)},
+        "ignored range": hub_faults.ignored_range,
+        "garbled": hub_faults.garbled,
+        "broken off": hub_faults.BrokenOff(1000),
+        "broken off at once": hub_faults.BrokenOff(0),
+        "other host": hub_faults.other_host(hub),
+        "redirect to nowhere": hub_faults.redirected("http://localhost:1/x"),
+        "redirect into the cloud": hub_faults.redirected("http://169.254.169.254/latest/meta-data"),
+        "429 at once": hub_faults.status(429, "too many", Retry_After="0"),
+        "429 in a second": hub_faults.status(429, "too many", Retry_After="1"),
+        "429 in years": hub_faults.status(429, "too many", Retry_After="1000000000"),
+        "429 by RateLimit": hub_faults.status(429, "too many", RateLimit='"api";r=0;t=0'),
+        "moved": hub_faults.moved(hub, OUT, path=THEIRS),
+        "moved on next": hub_faults.moved(hub, OUT, "next", THEIRS),
+        "forgotten": hub_faults.forgotten(hub, OUT),
+        **{str(s): hub_faults.status(s) for s in (400, 401, 403, 404, 408, 409, 412, 500, 502, 503, 504)},
+        **{f"{s} after all": hub_faults.then_status(s) for s in (409, 500, 502, 503, 504)},
     }
 
 
@@ -169,7 +172,7 @@ def _where(fits: Callable[[str, int], bool], at: int | None = None) -> Fault:
         if not fits(call.groups[-1], first):
             return act()
         answer = act()
-        body = fake.flipped(answer.body[: at and 2 * at])
+        body = hub_faults.flipped(answer.body[: at and 2 * at])
         return replace(answer, body=body + answer.body[len(body) :])
 
     return fault
@@ -177,7 +180,7 @@ def _where(fits: Callable[[str, int], bool], at: int | None = None) -> Fault:
 
 def _page_after_all(call: Call, act: Act) -> Answer:
     act()
-    return fake.page(call, act)
+    return hub_faults.page(call, act)
 
 
 def _other_hash(listing: Any) -> Any:
@@ -201,7 +204,7 @@ def _moved_after_all(hub: FakeHub) -> Fault:
 
     def fault(call: Call, act: Act) -> Answer:
         act()
-        return fake.moved(hub, OUT, path=THEIRS)(call, lambda _=None: Answer(hangup=True))
+        return hub_faults.moved(hub, OUT, path=THEIRS)(call, lambda _=None: Answer(hangup=True))
 
     return fault
 
@@ -216,7 +219,7 @@ class Trial:
         work.mkdir(exist_ok=True)
         hub.users[TOKEN] = User("ada")
         hub.add(SOURCE, sources.repo)
-        self.before: dict[str, bytes] = {".gitattributes": fake.ATTRIBUTES}
+        self.before: dict[str, bytes] = {".gitattributes": fake_repos.ATTRIBUTES}
         self._known = 0
         if job.before is not None:
             self._prepare(hub.add(OUT))
@@ -231,7 +234,7 @@ class Trial:
             repo.commit("main", {**repo.files(), **self.sources.older, "notes.txt": b"mine"}, "old")
         if self.job.before == "held":  # by an earlier run, or another branch
             for data in list(self.sources.local.values())[::2]:
-                repo.objects[fake.sha256(data)] = data
+                repo.objects[fake_repos.sha256(data)] = data
         self.before = dict(repo.files())
         self._known = len(repo.commits)
 

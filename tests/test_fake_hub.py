@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import fake_hub
+import hub_faults
 import pytest
-from fake_hub import FakeHub, User
+from fake_hub import FakeHub
+from fake_repos import User
 from huggingface_hub import CommitOperationAdd, HfApi, HfFileSystem, get_session
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
@@ -97,8 +99,8 @@ def test_what_it_refuses(hub: FakeHub) -> None:
 
 def test_faults(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     client, repo = api(hub), hub.add("ada/m")
-    hub.faults["preupload"] = [fake_hub.status(503), None]
-    hub.faults["commit"] = [fake_hub.reply_lost]
+    hub.faults["preupload"] = [hub_faults.status(503), None]
+    hub.faults["commit"] = [hub_faults.reply_lost]
     with pytest.raises(Exception, match=r"disconnected|reset|peer"):
         client.create_commit("ada/m", [CommitOperationAdd("x", b"1")], commit_message="x")
     assert hub.count("preupload") == 2 and repo.files()["x"] == b"1"
@@ -143,18 +145,24 @@ def test_what_was_there_already(hub: FakeHub) -> None:
     assert [sorted(t) for t in repo.trees()] == [[".gitattributes", "x.safetensors"], ["y"]]
 
 
-def got(hub: FakeHub, fault: fake_hub.Fault) -> Any:
+def got(hub: FakeHub, fault: hub_faults.Fault) -> Any:
     """The answer to a range of x.safetensors that `fault` befalls, within half a second."""
     hub.faults["resolve"] = [fault]
     headers = {"Range": "bytes=10-19", "Authorization": f"Bearer {TOKEN}"}
     return get_session().get(f"{hub.endpoint}/ada/m/resolve/main/x.safetensors", headers=headers, timeout=0.5)
 
 
-NO_ANSWER = [fake_hub.reset, fake_hub.silent, fake_hub.silent_after(3), fake_hub.truncated(3), fake_hub.BrokenOff(0)]
+NO_ANSWER = [
+    hub_faults.reset,
+    hub_faults.silent,
+    hub_faults.silent_after(3),
+    hub_faults.truncated(3),
+    hub_faults.BrokenOff(0),
+]
 
 
 @pytest.mark.parametrize("fault", NO_ANSWER)
-def test_answers_that_do_not_come(hub: FakeHub, fault: fake_hub.Fault) -> None:
+def test_answers_that_do_not_come(hub: FakeHub, fault: hub_faults.Fault) -> None:
     hub.add("ada/m", {"x.safetensors": DATA})
     waits = getattr(fault, "__name__", "") == "silent" or fault is NO_ANSWER[2]
     with pytest.raises(LIBRARY.ReadTimeout if waits else (LIBRARY.ReadError, LIBRARY.RemoteProtocolError)):
@@ -163,36 +171,36 @@ def test_answers_that_do_not_come(hub: FakeHub, fault: fake_hub.Fault) -> None:
 
 def test_answers_that_are_others(hub: FakeHub) -> None:
     hub.add("ada/m", {"x.safetensors": DATA})
-    whole = got(hub, fake_hub.ignored_range)
+    whole = got(hub, hub_faults.ignored_range)
     assert (whole.status_code, whole.content) == (200, DATA)
-    wrong = got(hub, fake_hub.wrong_bytes)
+    wrong = got(hub, hub_faults.wrong_bytes)
     assert wrong.status_code == 206 and wrong.content[:5] == DATA[10:15] and wrong.content != DATA[10:20]
-    wait = got(hub, fake_hub.status(429, Retry_After="7"))
+    wait = got(hub, hub_faults.status(429, Retry_After="7"))
     assert (wait.status_code, wait.headers["retry-after"]) == (429, "7")
-    there = got(hub, fake_hub.other_host(hub))
+    there = got(hub, hub_faults.other_host(hub))
     assert there.content == DATA[10:20] and there.url.host == "localhost"
     assert [c.token for c in hub.asked("resolve")[-2:]] == [TOKEN, None]
-    assert b"hotel" in got(hub, fake_hub.page).content
+    assert b"hotel" in got(hub, hub_faults.page).content
 
 
 def test_uploads_that_break_off(hub: FakeHub) -> None:
     hub.add("ada/m")
     oid = hashlib.sha256(DATA).hexdigest()
     url = f"{hub.endpoint}/objects/ada/m/{oid}"
-    hub.faults["object"] = [fake_hub.BrokenOff(1000), fake_hub.garbled, None]
+    hub.faults["object"] = [hub_faults.BrokenOff(1000), hub_faults.garbled, None]
     with pytest.raises(LIBRARY.TransportError):
         get_session().put(url, content=DATA)
     assert get_session().put(url, content=DATA).status_code == 400
     assert not hub.repos["ada/m"].objects
     assert get_session().put(url, content=DATA).status_code == 200
-    hub.faults["batch"] = [fake_hub.forgotten(hub, "ada/m")]
+    hub.faults["batch"] = [hub_faults.forgotten(hub, "ada/m")]
     api(hub).preupload_lfs_files("ada/m", [CommitOperationAdd("x.safetensors", DATA)])
     assert not hub.again and hub.count("object") == 3
 
 
 def test_a_commit_that_comes_late(hub: FakeHub) -> None:
     repo = hub.add("ada/m")
-    hub.faults["commit"] = [fake_hub.late(hub, 0.1)]
+    hub.faults["commit"] = [hub_faults.late(hub, 0.1)]
     with pytest.raises(HfHubHTTPError, match="504"):
         api(hub).create_commit("ada/m", [CommitOperationAdd("x", b"1")], commit_message="x")
     assert "x" not in repo.files()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import builders
 import fake_hub
+import hub_faults
 import pytest
-from fake_hub import FakeHub, User
+from fake_hub import FakeHub
+from fake_repos import User
 
 import ckpttool
 from ckpttool.publishing.report import Publication, State
@@ -71,7 +73,7 @@ def test_what_is_not_as_the_receipt_says_stays(hub: FakeHub, tmp_path: Path) -> 
 
 def test_an_answer_that_is_lost_removes_once(hub: FakeHub, tmp_path: Path, hasty: None) -> None:
     uploaded(tmp_path, "a", "300KB")
-    hub.faults["commit"] = [fake_hub.reply_lost]
+    hub.faults["commit"] = [hub_faults.reply_lost]
     done = uploaded(tmp_path, "b", "5GB")
     assert removed(done) == SHARDS
     assert not SHARDS & set(hub.repos[REPO].files())

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import fake_hub
+import fake_repos
+import hub_faults
 import pytest
-from fake_hub import Answer, FakeHub, User
+from fake_hub import FakeHub
+from fake_repos import User
+from hub_faults import Answer
 from huggingface_hub import constants, get_session
 from huggingface_hub.utils import are_progress_bars_disabled
 
@@ -200,7 +204,7 @@ def test_who_may_not_write(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_organisations(hub: FakeHub) -> None:
     for role, ok in (("admin", True), ("write", True), ("contributor", True), ("read", False)):
         org = {"name": "lovelace", "roleInOrg": role}
-        hub.faults["whoami"] = [fake_hub.said(lambda me, org=org: me | {"orgs": [org]})]  # type: ignore[misc]
+        hub.faults["whoami"] = [hub_faults.said(lambda me, org=org: me | {"orgs": [org]})]  # type: ignore[misc]
         if ok:
             assert not access("lovelace/m").exists
         else:
@@ -214,16 +218,16 @@ def test_a_pull_request_needs_no_right_to_write(hub: FakeHub) -> None:
 
 def test_a_renamed_repo(hub: FakeHub) -> None:
     hub.add("ada/m")
-    hub.faults["info"] = [fake_hub.said(lambda info: info | {"id": "ada/renamed"})]
+    hub.faults["info"] = [hub_faults.said(lambda info: info | {"id": "ada/renamed"})]
     assert "called ada/renamed" in refused(access, UsageError)
 
 
 def test_an_answer_that_is_none(hub: FakeHub) -> None:
     hub.add("ada/m")
     for edit in (lambda info: {}, lambda info: info | {"sha": "HEAD"}, lambda info: info | {"sha": None}):
-        hub.faults["info"] = [fake_hub.said(edit)]
+        hub.faults["info"] = [hub_faults.said(edit)]
         assert "not what its API promises" in refused(access)
-    hub.faults["info"] = [fake_hub.page]
+    hub.faults["info"] = [hub_faults.page]
     assert "is HF_ENDPOINT a Hub?" in refused(access)
 
 
@@ -245,8 +249,10 @@ def test_repo_and_branch_are_made(hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("route", ["create", "branch", "info", "whoami", "auth"])
-@pytest.mark.parametrize("fault", [fake_hub.reply_lost, fake_hub.reset, fake_hub.status(503), fake_hub.truncated(3)])
-def test_making_survives(hub: FakeHub, route: str, fault: fake_hub.Fault) -> None:
+@pytest.mark.parametrize(
+    "fault", [hub_faults.reply_lost, hub_faults.reset, hub_faults.status(503), hub_faults.truncated(3)]
+)
+def test_making_survives(hub: FakeHub, route: str, fault: hub_faults.Fault) -> None:
     if route == "auth":
         hub.add("ada/m")
     hub.faults[route] = [fault, fault]
@@ -338,7 +344,7 @@ def test_what_others_put_there_stays(hub: FakeHub) -> None:
 
 
 def test_small_files_that_the_repo_keeps_large(hub: FakeHub) -> None:
-    hub.add("ada/m", {".gitattributes": fake_hub.ATTRIBUTES + b"tokenizer.json filter=lfs\n"})
+    hub.add("ada/m", {".gitattributes": fake_repos.ATTRIBUTES + b"tokenizer.json filter=lfs\n"})
     to = sending()
     assert put(to, {"tokenizer.json": b"{}"}) == [State.uploaded]
     to.commit("tokenizer")
@@ -414,7 +420,7 @@ def test_weights_that_the_repo_would_keep_as_text(hub: FakeHub) -> None:
 
 def test_what_the_repo_ignores(hub: FakeHub) -> None:
     hub.add("ada/m")
-    hub.always["preupload"] = fake_hub.said(lambda m: {"files": [r | {"shouldIgnore": True} for r in m["files"]]})
+    hub.always["preupload"] = hub_faults.said(lambda m: {"files": [r | {"shouldIgnore": True} for r in m["files"]]})
     assert ".gitignore" in refused(lambda: put(sending(), FILES), UsageError)
 
 
@@ -439,9 +445,9 @@ def test_in_parts(hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("route", ["part", "complete"])
-@pytest.mark.parametrize("fault", [fake_hub.reset, fake_hub.status(500), fake_hub.reply_lost])
+@pytest.mark.parametrize("fault", [hub_faults.reset, hub_faults.status(500), hub_faults.reply_lost])
 def test_a_part_is_put_again(
-    hub: FakeHub, route: str, fault: fake_hub.Fault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    hub: FakeHub, route: str, fault: hub_faults.Fault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     hub.part_nbytes = 4000
@@ -458,7 +464,7 @@ def test_a_part_is_put_again(
 
 def test_a_part_that_is_told_to_wait_for_hours(hub: FakeHub) -> None:
     hub.part_nbytes = 4000
-    hub.always["part"] = fake_hub.status(429, Retry_After="86400")
+    hub.always["part"] = hub_faults.status(429, Retry_After="86400")
     assert "asks to wait 86400 s" in refused(lambda: put(sending(), FILES))
 
 
@@ -551,28 +557,28 @@ def test_xet_that_breaks_off(hub: FakeHub, xet: Xet) -> None:
 @pytest.mark.parametrize(
     ("fault", "objects"),
     [
-        (fake_hub.reset, 2),
-        (fake_hub.status(500), 2),
-        (fake_hub.status(429, Retry_After="0"), 2),
-        (fake_hub.reply_lost, 1),
-        (fake_hub.then_status(504), 1),
-        (fake_hub.garbled, 1),
-        (fake_hub.page, 1),
+        (hub_faults.reset, 2),
+        (hub_faults.status(500), 2),
+        (hub_faults.status(429, Retry_After="0"), 2),
+        (hub_faults.reply_lost, 1),
+        (hub_faults.then_status(504), 1),
+        (hub_faults.garbled, 1),
+        (hub_faults.page, 1),
     ],
     ids=["reset", "500", "429", "reply lost", "504 after", "garbled", "a page"],
 )
 def test_an_object_is_put_again_only_if_it_is_not_there(
-    hub: FakeHub, fault: fake_hub.Fault, objects: int, caplog: pytest.LogCaptureFixture
+    hub: FakeHub, fault: hub_faults.Fault, objects: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.faults["object"] = [fault]
     to = sending()
-    if fault in (fake_hub.garbled, fake_hub.page):  # a refusal by the Hub's own sums, which say what was wrong
+    if fault in (hub_faults.garbled, hub_faults.page):  # a refusal by the Hub's own sums, which say what was wrong
         refused(lambda: put(to, FILES))
         hub.faults.clear()
         to = sending()
     with caplog.at_level(logging.WARNING):
         published(to)
-    assert hub.count("object") == objects + (fault in (fake_hub.garbled, fake_hub.page))
+    assert hub.count("object") == objects + (fault in (hub_faults.garbled, hub_faults.page))
     assert not hub.again and not caplog.records
     assert hub.repos["ada/m"].files()[SHARD] == DATA
 
@@ -580,7 +586,7 @@ def test_an_object_is_put_again_only_if_it_is_not_there(
 @pytest.mark.parametrize("route", ["preupload", "batch", "object", "verify", "commit", "paths"])
 @pytest.mark.parametrize("code", [408, 500, 502, 503, 504])
 def test_storms_pass(hub: FakeHub, route: str, code: int) -> None:
-    hub.faults[route] = [fake_hub.status(code)] * 4
+    hub.faults[route] = [hub_faults.status(code)] * 4
     published(sending())
     assert hub.repos["ada/m"].files()[SHARD] == DATA and not hub.again
     assert sum(ref == "main" for ref, _ in hub.repos["ada/m"].log) == 2
@@ -589,7 +595,7 @@ def test_storms_pass(hub: FakeHub, route: str, code: int) -> None:
 @pytest.mark.parametrize("route", ["preupload", "batch", "object", "commit"])
 def test_storms_that_do_not_pass(hub: FakeHub, route: str) -> None:
     to = sending()
-    hub.always[route] = fake_hub.status(503, "overloaded")
+    hub.always[route] = hub_faults.status(503, "overloaded")
     said = refused(lambda: published(to))
     assert "503: overloaded" in said and "5 times" in said and "is not put again" in said
     assert SHARD not in hub.repos["ada/m"].files()
@@ -600,9 +606,9 @@ def test_storms_that_do_not_pass(hub: FakeHub, route: str) -> None:
 
 def test_silence_is_waited_for_a_while(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PATIENCE", patience.Patience(read=0.3, total=5, pauses=(0, 0)))
-    hub.faults |= {r: [fake_hub.silent] for r in ("batch", "object", "paths", "preupload")}
+    hub.faults |= {r: [hub_faults.silent] for r in ("batch", "object", "paths", "preupload")}
     published(sending())
-    hub.always["object"] = fake_hub.silent
+    hub.always["object"] = hub_faults.silent
     began = time.monotonic()
     said = refused(lambda: put(sending(), {"b.safetensors": DATA + b"b"}))
     assert time.monotonic() - began < 20 and "does not answer in time, 3 times" in said
@@ -625,7 +631,7 @@ def test_waits_that_are_asked_for(
 
 def test_a_limit_of_commits(hub: FakeHub) -> None:
     to = sending()
-    hub.always["commit"] = fake_hub.status(429, "You have exceeded 128 commits per hour", Retry_After="3000")
+    hub.always["commit"] = hub_faults.status(429, "You have exceeded 128 commits per hour", Retry_After="3000")
     said = refused(lambda: published(to))
     assert "nothing was committed" in said and "128 commits per hour" in said and "asks to wait 3000 s" in said
     assert hub.count("commit") == 1
@@ -648,7 +654,7 @@ def test_a_limit_of_commits(hub: FakeHub) -> None:
 )
 def test_refusals(hub: FakeHub, route: str, code: int, words: str) -> None:
     to = sending()
-    hub.always[route] = fake_hub.status(code, "because")
+    hub.always[route] = hub_faults.status(code, "because")
     said = refused(lambda: published(to))
     assert f"{code}: because" in said and words in said
     assert hub.count(route) == 1 and SHARD not in hub.repos["ada/m"].files()
@@ -657,7 +663,7 @@ def test_refusals(hub: FakeHub, route: str, code: int, words: str) -> None:
 def test_the_hub_finds_a_secret(hub: FakeHub) -> None:
     to = sending()
     words = f"Your push was rejected because it contains valid Hugging Face secrets: README.md holds {TOKEN}"
-    hub.always["commit"] = fake_hub.status(400, words)
+    hub.always["commit"] = hub_faults.status(400, words)
     said = refused(lambda: published(to))
     assert "valid secret" in said and "README.md holds [a token]" in said and "revoke" in said
     assert hub.count("commit") == 1
@@ -665,21 +671,21 @@ def test_the_hub_finds_a_secret(hub: FakeHub) -> None:
 
 def test_batch_says_no(hub: FakeHub) -> None:
     error = {"code": 422, "message": "Storage quota exceeded"}
-    hub.always["batch"] = fake_hub.said(
+    hub.always["batch"] = hub_faults.said(
         lambda b: {"objects": [{"oid": o["oid"], "size": o["size"], "error": error} for o in b["objects"]]}
     )
     assert "Storage quota exceeded" in refused(lambda: put(sending(), FILES))
-    hub.always["batch"] = fake_hub.said(lambda b: {"objects": []})
+    hub.always["batch"] = hub_faults.said(lambda b: {"objects": []})
     assert "other content" in refused(lambda: put(sending(), FILES))
 
 
-def href(place: str) -> fake_hub.Fault:
+def href(place: str) -> hub_faults.Fault:
     def edit(batch: Any) -> Any:
         for row in batch["objects"]:
             row["actions"]["upload"]["href"] = place
         return batch
 
-    return fake_hub.said(edit)
+    return hub_faults.said(edit)
 
 
 PLACES = [
@@ -715,7 +721,7 @@ def test_the_token_stays_with_the_hub(hub: FakeHub) -> None:
                 row["actions"]["verify"]["href"] = row["actions"]["verify"]["href"].replace("127.0.0.1", "localhost")
         return batch
 
-    hub.always["batch"] = fake_hub.said(verify_elsewhere)
+    hub.always["batch"] = hub_faults.said(verify_elsewhere)
     hub.always["verify"] = lambda call, act: Answer(200, b"{}")
     published(sending())
     assert {c.token for c in hub.calls if c.headers["host"].startswith("localhost")} == {None}
@@ -725,7 +731,7 @@ def test_the_token_stays_with_the_hub(hub: FakeHub) -> None:
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
 @pytest.mark.parametrize("route", ["object", "commit", "batch", "create"])
 def test_what_is_sent_is_not_redirected(hub: FakeHub, route: str, code: int) -> None:
-    hub.always[route] = fake_hub.other_host(hub, code)
+    hub.always[route] = hub_faults.other_host(hub, code)
     assert "redirects what is sent to localhost" in refused(lambda: published(sending()))
     assert not any(c.headers["host"].startswith("localhost") for c in hub.calls)
     assert "ada/m" not in hub.repos or SHARD not in hub.repos["ada/m"].files()
@@ -733,12 +739,12 @@ def test_what_is_sent_is_not_redirected(hub: FakeHub, route: str, code: int) -> 
 
 def test_questions_are_redirected(hub: FakeHub) -> None:
     hub.add("ada/m")
-    hub.always["info"] = fake_hub.other_host(hub, 302)
-    hub.always["auth"] = fake_hub.redirected("http://169.254.169.254/")
+    hub.always["info"] = hub_faults.other_host(hub, 302)
+    hub.always["auth"] = hub_faults.redirected("http://169.254.169.254/")
     with pytest.raises(NetworkError, match="private address"):
         access()
     assert [c.token for c in hub.asked("info")] == [TOKEN, None]
-    hub.always["info"] = fake_hub.redirected(f"{hub.endpoint}/api/models/ada/m")
+    hub.always["info"] = hub_faults.redirected(f"{hub.endpoint}/api/models/ada/m")
     assert "more than 3 redirects" in refused(access)
 
 
@@ -785,32 +791,34 @@ def count_commits(hub: FakeHub, ref: str = "main") -> int:
 @pytest.mark.parametrize(
     "fault",
     [
-        fake_hub.reply_lost,
-        fake_hub.then_status(500),
-        fake_hub.then_status(504),
-        fake_hub.truncated(20),
-        fake_hub.wrong_bytes,
-        fake_hub.said(lambda c: c | {"commitOid": "0" * 40}),
-        fake_hub.said(lambda c: c | {"commitOid": "main"}),
-        fake_hub.said(lambda c: {}),
+        hub_faults.reply_lost,
+        hub_faults.then_status(500),
+        hub_faults.then_status(504),
+        hub_faults.truncated(20),
+        hub_faults.wrong_bytes,
+        hub_faults.said(lambda c: c | {"commitOid": "0" * 40}),
+        hub_faults.said(lambda c: c | {"commitOid": "main"}),
+        hub_faults.said(lambda c: {}),
     ],
     ids=["lost", "500", "504", "truncated", "wrong", "another sha", "no sha", "empty"],
 )
-def test_a_commit_whose_answer_is_lost_is_made_once(hub: FakeHub, fault: fake_hub.Fault) -> None:
+def test_a_commit_whose_answer_is_lost_is_made_once(hub: FakeHub, fault: hub_faults.Fault) -> None:
     hub.faults["commit"] = [fault]
     assert published(sending()) == (hub.repos["ada/m"].head(), None)
     assert hub.count("commit") == 1 and count_commits(hub) == 2
 
 
-@pytest.mark.parametrize("fault", [fake_hub.reset, fake_hub.status(503), fake_hub.status(409, "another operation")])
-def test_a_commit_that_did_not_happen_is_posted_again(hub: FakeHub, fault: fake_hub.Fault) -> None:
+@pytest.mark.parametrize(
+    "fault", [hub_faults.reset, hub_faults.status(503), hub_faults.status(409, "another operation")]
+)
+def test_a_commit_that_did_not_happen_is_posted_again(hub: FakeHub, fault: hub_faults.Fault) -> None:
     hub.faults["commit"] = [fault, fault]
     assert published(sending())[0] == hub.repos["ada/m"].head()
     assert hub.count("commit") == 3 and count_commits(hub) == 2
 
 
 def test_a_commit_that_happens_late(hub: FakeHub) -> None:
-    hub.faults["commit"] = [fake_hub.late(hub, 0.2), fake_hub.stalled(0.4)]
+    hub.faults["commit"] = [hub_faults.late(hub, 0.2), hub_faults.stalled(0.4)]
     assert published(sending())[0] == hub.repos["ada/m"].head()
     assert count_commits(hub) == 2
 
@@ -818,7 +826,7 @@ def test_a_commit_that_happens_late(hub: FakeHub) -> None:
 def test_the_branch_moved(hub: FakeHub) -> None:
     repo = hub.add("ada/m")
     to = sending()
-    hub.faults["commit"] = [fake_hub.moved(hub, "ada/m")]
+    hub.faults["commit"] = [hub_faults.moved(hub, "ada/m")]
     said = refused(lambda: published(to))
     assert "somebody else moved the branch" in said and "nothing was committed" in said
     assert set(repo.files()) == {".gitattributes", "elsewhere.txt"}
@@ -837,8 +845,8 @@ def test_a_file_that_goes_meanwhile(hub: FakeHub) -> None:
 def test_nobody_knows(hub: FakeHub) -> None:
     to = sending()
     put(to, FILES)
-    hub.faults["commit"] = [fake_hub.reply_lost]
-    hub.always["info"] = fake_hub.reset
+    hub.faults["commit"] = [hub_faults.reply_lost]
+    hub.always["info"] = hub_faults.reset
     assert "is not known" in (said := refused(lambda: to.commit("A conversion"))) and "/commits/main" in said
     assert hub.count("commit") == 1
     hub.always.clear()
@@ -846,7 +854,7 @@ def test_nobody_knows(hub: FakeHub) -> None:
 
 
 def test_a_commit_that_holds_something_else(hub: FakeHub) -> None:
-    def tampered(call: fake_hub.Call, act: fake_hub.Act) -> Answer:
+    def tampered(call: hub_faults.Call, act: hub_faults.Act) -> Answer:
         answer = act()
         repo = hub.repos["ada/m"]
         repo.commits[repo.head()]["config.json"] = b'{"model_type": "llama_x"}'
@@ -856,7 +864,7 @@ def test_a_commit_that_holds_something_else(hub: FakeHub) -> None:
     said = refused(lambda: published(sending()))
     assert "does not hold what was sent: config.json;" in said and hub.repos["ada/m"].head()[:12] in said
 
-    def lost(call: fake_hub.Call, act: fake_hub.Act) -> Answer:
+    def lost(call: hub_faults.Call, act: hub_faults.Act) -> Answer:
         answer = act()
         repo = hub.repos["ada/n"]
         del repo.commits[repo.head()][SHARD]
@@ -867,7 +875,7 @@ def test_a_commit_that_holds_something_else(hub: FakeHub) -> None:
 
 
 def test_a_commit_that_cannot_be_compared(hub: FakeHub) -> None:
-    hub.always["paths"] = fake_hub.status(503)
+    hub.always["paths"] = hub_faults.status(503)
     said = refused(lambda: published(sending()))
     assert f"commit {hub.repos['ada/m'].head()[:12]} is there, but was not compared" in said
     assert f"ckpttool verify ada/m@{hub.repos['ada/m'].head()}" in said
@@ -875,7 +883,7 @@ def test_a_commit_that_cannot_be_compared(hub: FakeHub) -> None:
 
 def test_content_that_the_hub_lost(hub: FakeHub) -> None:
     to = sending()
-    hub.faults["commit"] = [fake_hub.forgotten(hub, "ada/m")]
+    hub.faults["commit"] = [hub_faults.forgotten(hub, "ada/m")]
     assert "does not exist" in refused(lambda: published(to))
     assert SHARD not in hub.repos["ada/m"].files()
     published(sending())
@@ -906,8 +914,8 @@ def test_a_pull_request(hub: FakeHub) -> None:
     assert repo.files("refs/pr/1")[SHARD] == DATA and set(repo.files()) == {".gitattributes"}
 
 
-@pytest.mark.parametrize("fault", [fake_hub.reply_lost, fake_hub.then_status(504)])
-def test_a_pull_request_is_opened_once(hub: FakeHub, fault: fake_hub.Fault) -> None:
+@pytest.mark.parametrize("fault", [hub_faults.reply_lost, hub_faults.then_status(504)])
+def test_a_pull_request_is_opened_once(hub: FakeHub, fault: hub_faults.Fault) -> None:
     repo = hub.add("ada/m")
     repo.pull(repo.head(), "by another", "bob")
     hub.faults["commit"] = [fault]
@@ -918,7 +926,7 @@ def test_a_pull_request_is_opened_once(hub: FakeHub, fault: fake_hub.Fault) -> N
 
 def test_a_pull_request_that_was_not_opened(hub: FakeHub) -> None:
     repo = hub.add("ada/m")
-    hub.faults["commit"] = [fake_hub.reset, fake_hub.status(503)]
+    hub.faults["commit"] = [hub_faults.reset, hub_faults.status(503)]
     assert published(sending(repo_target("ada/m", pr=True)))[0] == repo.head("refs/pr/1")
     assert len(repo.pulls) == 1
 
@@ -929,10 +937,10 @@ def test_a_pull_request_that_was_not_opened(hub: FakeHub) -> None:
 def test_the_client_is_as_it_was_for_others(hub: FakeHub) -> None:
     hub.add("ada/m")
     access()
-    hub.faults["whoami"] = [fake_hub.redirected("/api/models/ada/m")]
+    hub.faults["whoami"] = [hub_faults.redirected("/api/models/ada/m")]
     answer = get_session().get(f"{hub.endpoint}/api/whoami-v2", headers={"authorization": f"Bearer {TOKEN}"})
     assert answer.json()["id"] == "ada/m" and len(answer.history) == 1
-    hub.faults["whoami"] = [fake_hub.status(503)]
+    hub.faults["whoami"] = [hub_faults.status(503)]
     assert get_session().get(f"{hub.endpoint}/api/whoami-v2").status_code == 503
 
 
@@ -959,7 +967,7 @@ def test_who_is_not_waited_for_stops(hub: FakeHub, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(patience, "PATIENCE", patience.Patience(total=0.2, pauses=(0,), slowest=1e12))
     to = sending()
     to.expect({SHARD: len(DATA)})
-    hub.faults["preupload"] = [fake_hub.stalled(0.6)]
+    hub.faults["preupload"] = [hub_faults.stalled(0.6)]
     assert "too slow" in refused(lambda: put(to, {SHARD: DATA}))
     time.sleep(1)
     assert not hub.repos["ada/m"].objects

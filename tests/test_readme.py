@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from fake_hub import FakeHub, User, running
+from fake_hub import FakeHub, running
+from fake_repos import User
 from header_checkpoints import write_headers
 from huggingface_hub import ModelCard
 from range_server import Repo, folder_files, serving

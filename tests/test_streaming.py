@@ -20,12 +20,15 @@ from typing import Any
 
 import builders
 import fake_hub
+import hub_faults
 import jsonschema
 import pytest
 from builders import Model, Sizes
 from commandline import run
 from crash_runs import tree
-from fake_hub import Answer, Call, FakeHub, User
+from fake_hub import FakeHub
+from fake_repos import User
+from hub_faults import Answer, Call
 from referencing import Registry, Resource
 
 import ckpttool
@@ -677,7 +680,7 @@ def dense(hub: FakeHub, tmp_path: Path) -> str:
 def test_a_branch_that_moves_meanwhile(hub: FakeHub, local: Path, tmp_path: Path) -> None:
     """Their commit stays, ours is not made; all is kept, and the same command ends on top of theirs."""
     hub.add("ada/out")
-    hub.faults["commit"] = [fake_hub.moved(hub, "ada/out")]
+    hub.faults["commit"] = [hub_faults.moved(hub, "ada/out")]
     with pytest.raises(NetworkError) as caught:
         convert(free_disk=True)
     assert "goes on where this one stopped" in str(caught.value)

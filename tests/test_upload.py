@@ -18,10 +18,13 @@ from typing import Any
 
 import builders
 import fake_hub
+import fake_repos
+import hub_faults
 import pytest
 from builders import Model, Sizes
 from commandline import Result, run
-from fake_hub import FakeHub, Repo, User
+from fake_hub import FakeHub
+from fake_repos import Repo, User
 from huggingface_hub import ModelCard, constants
 from test_schemas import check
 
@@ -99,7 +102,7 @@ def rewritten(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
     receipt = json.loads((folder / RECEIPT).read_text())
     row = next(r for r in receipt["files"] if r["name"] == name)
-    row["nbytes"], row["sha256"] = len(data), fake_hub.sha256(data)
+    row["nbytes"], row["sha256"] = len(data), fake_repos.sha256(data)
     (folder / RECEIPT).write_text(json.dumps(receipt))
 
 
@@ -171,7 +174,7 @@ def test_up04_a_receipt_that_names_it(hub: FakeHub, made: Path, name: str) -> No
     (made / "m" / name).write_bytes(b"x")
     path = made / "m" / RECEIPT
     receipt = json.loads(path.read_text())
-    receipt["files"].append({"name": name, "nbytes": 1, "crc32": "0" * 8, "sha256": fake_hub.sha256(b"x")})
+    receipt["files"].append({"name": name, "nbytes": 1, "crc32": "0" * 8, "sha256": fake_repos.sha256(b"x")})
     path.write_text(json.dumps(receipt))
     with pytest.raises(InputError, match=r"files: .*is (of a kind|a hidden file)"):
         ckpttool.upload(made / "m", "ada/m")
@@ -185,7 +188,7 @@ class Meanwhile:
         self._what: Callable[[], object] | None = what
         hub.always["batch"] = self
 
-    def __call__(self, call: fake_hub.Call, act: fake_hub.Act) -> fake_hub.Answer:
+    def __call__(self, call: hub_faults.Call, act: hub_faults.Act) -> hub_faults.Answer:
         what, self._what = self._what, None
         if what is not None:
             what()
@@ -302,14 +305,14 @@ def test_up07_killed_at_every_step_and_taken_up_again(
 
 
 def test_up08_the_commits_answer_is_lost(hub: FakeHub, made: Path) -> None:
-    hub.faults["commit"] = [fake_hub.reply_lost]
+    hub.faults["commit"] = [hub_faults.reply_lost]
     report = ckpttool.upload(made / "m", "ada/m")
     assert report.commit == hub.repos["ada/m"].head()
     assert hub.count("commit") == 1
 
 
 def test_up09_the_branch_has_moved(hub: FakeHub, made: Path) -> None:
-    hub.faults["commit"] = [fake_hub.moved(hub, "ada/m")]
+    hub.faults["commit"] = [hub_faults.moved(hub, "ada/m")]
     with pytest.raises(NetworkError, match="somebody else") as error:
         ckpttool.upload(made / "m", "ada/m")
     assert error.value.exit_code == 5
@@ -322,12 +325,12 @@ def test_up09_the_branch_has_moved(hub: FakeHub, made: Path) -> None:
 
 def test_up10_too_many_commits(hub: FakeHub, made: Path) -> None:
     """A short wait is waited for; a long one is an error, after which the same command goes on."""
-    hub.faults["commit"] = [fake_hub.status(429, "too many commits", Retry_After="3600")]
+    hub.faults["commit"] = [hub_faults.status(429, "too many commits", Retry_After="3600")]
     result = run("upload", made / "m", "ada/m")
     assert result.code == 5
     assert "too many commits" in result.err and "3600" in result.err
     puts = hub.count("object")
-    hub.faults["commit"] = [fake_hub.status(429, "too many commits", Retry_After="0")]
+    hub.faults["commit"] = [hub_faults.status(429, "too many commits", Retry_After="0")]
     assert run("upload", made / "m", "ada/m").code == 0
     assert hub.count("object") == puts
 
@@ -337,10 +340,10 @@ def test_up11_a_storm_of_5xx(hub: FakeHub, made: Path, status: int) -> None:
     """Twice at every route: all ends well. For ever at one: a clear error, and nothing is seen."""
     routes = ("whoami", "info", "create", "preupload", "batch", "object", "verify", "yaml", "commit", "paths")
     for route in routes:
-        hub.faults[route] = [fake_hub.status(status)] * 2
+        hub.faults[route] = [hub_faults.status(status)] * 2
     ckpttool.upload(made / "small", "ada/m")
     for route in ("batch", "object", "commit"):
-        hub.always = {route: fake_hub.status(status, "we are down")}
+        hub.always = {route: hub_faults.status(status, "we are down")}
         with pytest.raises(NetworkError, match=rf"{status}: we are down"):
             ckpttool.upload(made / "m", f"ada/{route}")
         assert set(hub.repos[f"ada/{route}"].files()) == {".gitattributes"}
@@ -349,7 +352,7 @@ def test_up11_a_storm_of_5xx(hub: FakeHub, made: Path, status: int) -> None:
 def after_commit(hub: FakeHub, change: Callable[[Repo], object]) -> None:
     """Something befalls the repo between the commit and the look at it."""
 
-    def fault(call: fake_hub.Call, act: fake_hub.Act) -> fake_hub.Answer:
+    def fault(call: hub_faults.Call, act: hub_faults.Act) -> hub_faults.Answer:
         answer = act()
         change(hub.repos["ada/m"])
         return answer
@@ -361,7 +364,7 @@ def after_commit(hub: FakeHub, change: Callable[[Repo], object]) -> None:
 def test_up12_the_remote_file_is_another(hub: FakeHub, made: Path, name: str) -> None:
     def change(repo: Repo) -> None:
         tree = repo.files()
-        tree[name] = fake_hub.flipped(tree[name])
+        tree[name] = hub_faults.flipped(tree[name])
 
     after_commit(hub, change)
     result = run("upload", made / "m", "ada/m")
@@ -378,7 +381,7 @@ def test_up13_a_remote_file_is_deleted_in_between(hub: FakeHub, made: Path) -> N
     ckpttool.upload(made / "m", "ada/n")
     repo = hub.repos["ada/n"]
 
-    def delete(call: fake_hub.Call, act: fake_hub.Act) -> fake_hub.Answer:
+    def delete(call: hub_faults.Call, act: hub_faults.Act) -> hub_faults.Answer:
         repo.commit("main", {n: d for n, d in repo.files().items() if n != SHARD}, "deleted")
         return act()
 
@@ -421,7 +424,11 @@ def test_up15_the_token_is_nowhere(hub: FakeHub, made: Path) -> None:
     assert run("upload", made / "m", "ada/m", TOKEN).code == 2
     assert run("upload", made / "m", f"https://ada:{TOKEN}@huggingface.co/ada/m").code == 2
     said = ""
-    for faults in ({}, {"commit": fake_hub.status(400, f"bad token {TOKEN}")}, {"whoami": fake_hub.status(401, TOKEN)}):
+    for faults in (
+        {},
+        {"commit": hub_faults.status(400, f"bad token {TOKEN}")},
+        {"whoami": hub_faults.status(401, TOKEN)},
+    ):
         hub.always = dict(faults)
         for options in ((), ("--json",), ("--debug",), ("--dry-run", "--debug")):
             result = run("upload", made / "m", f"ada/{len(faults)}", *options)
@@ -548,7 +555,7 @@ def test_up25_a_card_that_is_no_yaml(hub: FakeHub, made: Path, where: str) -> No
 
 
 def test_up26_the_hub_finds_a_secret(hub: FakeHub, made: Path) -> None:
-    hub.always["commit"] = fake_hub.status(400, "Your commit contains valid Hugging Face secrets in config.json")
+    hub.always["commit"] = hub_faults.status(400, "Your commit contains valid Hugging Face secrets in config.json")
     result = run("upload", made / "m", "ada/m")
     assert result.code == 5
     assert "the Hub found a valid secret" in result.err and "config.json" in result.err and "revoke" in result.err
@@ -615,7 +622,7 @@ def test_up30_what_was_published_is_verified_without_downloading(hub: FakeHub, m
     read = {c.groups[2] for c in hub.calls[before:] if c.route == "resolve"}
     assert not any(n.endswith(".safetensors") for n in read)
     tree = hub.repos["ada/m"].files()
-    tree[SHARD] = fake_hub.flipped(tree[SHARD])
+    tree[SHARD] = hub_faults.flipped(tree[SHARD])
     result = run("verify", "ada/m")
     assert result.code == 1 and SHARD in result.out
 
@@ -640,7 +647,7 @@ def test_what_is_published_is_what_was_converted(hub: FakeHub, made: Path, targe
     assert of_conversion(found) == wanted
     assert {f["name"] for f in report["files"]} == {*wanted, "README.md"}
     for f in report["files"]:
-        assert (f["nbytes"], f["sha256"]) == (len(found[f["name"]]), fake_hub.sha256(found[f["name"]]))
+        assert (f["nbytes"], f["sha256"]) == (len(found[f["name"]]), fake_repos.sha256(found[f["name"]]))
         assert f["state"] == "uploaded"
     assert report["commit"] == repo.head() and report["url"] == f"{hub.endpoint}/ada/m/tree/{repo.head()}"
     assert (report["created"], report["up_to_date"], report["dry_run"]) == (True, False, False)
@@ -671,7 +678,7 @@ def test_content_of_an_earlier_run_is_not_sent_again(hub: FakeHub, made: Path) -
     """The Hub's answer says what it has: no local state is needed."""
     repo = hub.add("ada/m")
     data = (made / "m" / SHARD).read_bytes()
-    repo.objects[fake_hub.sha256(data)] = data
+    repo.objects[fake_repos.sha256(data)] = data
     dry = published(run("upload", made / "m", "ada/m", "--dry-run", "--json"))
     report = published(run("upload", made / "m", "ada/m", "--json"))
     for found in (dry, report):
@@ -686,7 +693,7 @@ def test_a_dry_run_foresees_and_sends_nothing(hub: FakeHub, made: Path, target: 
     if before != "no repo":
         repo = hub.add("ada/m")
         if before == "held":
-            repo.objects |= {fake_hub.sha256(d): d for d in files_of(made).values()}
+            repo.objects |= {fake_repos.sha256(d): d for d in files_of(made).values()}
     if before == "published":
         run("upload", made / target, "ada/m")
     state = json.dumps({n: [r.log, sorted(r.objects), r.refs] for n, r in hub.repos.items()})
@@ -798,7 +805,7 @@ def test_all_that_is_wrong_is_told_at_once(hub: FakeHub, made: Path) -> None:
 
 
 def test_an_interrupted_upload_says_that_it_goes_on(hub: FakeHub, made: Path) -> None:
-    def interrupt(call: fake_hub.Call, act: fake_hub.Act) -> fake_hub.Answer:
+    def interrupt(call: hub_faults.Call, act: hub_faults.Act) -> hub_faults.Answer:
         threading.main_thread()
         os.kill(os.getpid(), 2)
         return act()

@@ -18,11 +18,13 @@ from zlib import crc32
 
 import builders
 import fake_hub
+import hub_faults
 import numpy as np
 import pytest
 from builders import Model, Sizes
 from commandline import run
-from fake_hub import FakeHub, Repo
+from fake_hub import FakeHub
+from fake_repos import Repo
 
 import ckpttool
 from ckpttool import steps
@@ -389,7 +391,7 @@ def test_what_cannot_be_verified(made: Callable[[str], Published], monkeypatch: 
             verify(name)
     assert run("verify", "org/src").code == 3
     assert run("verify", "org/none").code == 5
-    out.hub.always["info"] = fake_hub.status(503)
+    out.hub.always["info"] = hub_faults.status(503)
     failed = run("verify", "org/out", "--json")
     assert (failed.code, failed.document["errors"][0]["kind"]) == (5, "network")
 
@@ -407,8 +409,8 @@ def test_a_path_here_goes_before_a_repo(made: Callable[[str], Published], tmp_pa
 
 def test_a_remote_end_that_breaks_off_is_asked_again(made: Callable[[str], Published]) -> None:
     out = made("mxfp4")
-    out.hub.faults["info"] = [fake_hub.status(503), fake_hub.reset, None]
-    out.hub.faults["resolve"] = [fake_hub.reset, fake_hub.status(500), None, fake_hub.status(429)]
+    out.hub.faults["info"] = [hub_faults.status(503), hub_faults.reset, None]
+    out.hub.faults["resolve"] = [hub_faults.reset, hub_faults.status(500), None, hub_faults.status(429)]
     assert verify().ok
 
 
@@ -773,7 +775,7 @@ def test_a_source_that_cannot_be_reached(made: Callable[[str], Published]) -> No
     assert run("verify", "org/out", "--source", "org/none").code == 5
     calls = len(out.hub.calls)
     out.hub.always["resolve"] = lambda call, act: (
-        fake_hub.status(500)(call, act) if "org/src" in call.path and call.path.endswith(".safetensors") else act()
+        hub_faults.status(500)(call, act) if "org/src" in call.path and call.path.endswith(".safetensors") else act()
     )
     result = run("verify", "org/out", "--source", "org/src")
     assert (result.code, result.out) == (5, "")
