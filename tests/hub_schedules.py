@@ -11,8 +11,10 @@ A schedule is a list of `Befall`s: a fault, and which of the requests of a route
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +33,6 @@ from hub_faults import Act, Answer, Call, Fault
 import ckpttool
 from ckpttool.containers import patience
 from ckpttool.containers.patience import Patience
-from ckpttool.publishing import sending, streaming, upload
 
 TOKEN = "hf_" + "w" * 34
 SOURCE, OUT = "ada/model", "ada/out"
@@ -368,10 +369,12 @@ def _steady(receipt: bytes) -> bytes:
 @contextlib.contextmanager
 def files_of_bytes(most: int) -> Iterator[None]:
     """Contents of so many bytes go up from their files, as those of millions do."""
-    modules = (sending, streaming, upload)
+    for command in ("streaming", "upload"):
+        importlib.import_module(f"ckpttool.publishing.{command}")
     with contextlib.ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(mock.patch.object(module, "SMALL", most))
+        for name, module in list(sys.modules.items()):
+            if name.startswith("ckpttool.publishing.") and hasattr(module, "SMALL"):
+                stack.enter_context(mock.patch.object(module, "SMALL", most))
         yield
 
 
