@@ -1,13 +1,16 @@
 """Converting from a Hub on the loopback: how fast against plain reading by the same client, and in how much memory.
 
-    python tests/bench/hub.py                    about 4 minutes
-    python tests/bench/hub.py --layers 1 --experts 8 --rounds 1      a quick look
+    python tests/bench/hub.py                         one layer of 32 experts: about 8 minutes
+    python tests/bench/hub.py --experts 8 --rounds 1  a quick look
 
 The Hub of the tests runs as a process of its own; the plain reader is a process that asks it for the same files with
-huggingface_hub's client, eight ranges at once, and keeps nothing. Seconds are the receipt's: from the first slab
-to the last byte written and read back, without start-up; of the reader, from the first range to the last. A conversion
-that takes longer than reading even from a local folder is measured by that: what is asked here is what the Hub costs.
-From a process's peak memory we take what the same conversion of the tiny fixture leaves resident. Markdown on stdout.
+huggingface_hub's client, eight ranges at once, and keeps nothing. A conversion's seconds are the receipt's: from the
+first slab to the last byte written and read back, without start-up; a reader's are from the first range to the last.
+
+Both bars are 0.7 of plain reading: for what a conversion reads with, and for whole conversions from a Hub that sends
+1 Gbit/s. One that sends as fast as the loopback takes shares its cores with the conversion, whose own work decides
+then: the same from a local folder stands beside it. From a process's peak memory we take what the same conversion of
+the tiny fixture leaves resident. Markdown on stdout.
 """
 
 from __future__ import annotations
@@ -33,12 +36,23 @@ TOKEN = "hf_" + "w" * 34
 BAR = 0.7
 MORE_MEMORY = 256 * MB
 AT_ONCE = 8
+DIRECTIONS = [("mxfp4", "gguf"), ("mxfp4", "bf16"), ("bf16", "mxfp4")]
 
 SERVE = """
-import json, pathlib, sys, time
+import json, pathlib, sys, threading, time
 sys.path.insert(0, sys.argv[1])
 import fake_hub
+rate, lock, free = float(sys.argv[4]), threading.Lock(), [0.0]
+def paced(call, act):
+    answer = act()
+    with lock:
+        free[0] = max(time.monotonic(), free[0]) + len(answer.body) / rate
+        until = free[0]
+    time.sleep(max(0.0, until - time.monotonic()))
+    return answer
 with fake_hub.running() as hub:
+    if rate:
+        hub.always["resolve"] = paced
     hub.users[sys.argv[2]] = fake_hub.User("ada")
     for name, folder in json.loads(sys.argv[3]).items():
         hub.add(name, {p.name: p.read_bytes() for p in sorted(pathlib.Path(folder).iterdir())})
@@ -46,7 +60,7 @@ with fake_hub.running() as hub:
     while sys.stdin.read(1):
         pass
 """
-"""The Hub, until its stdin is closed."""
+"""The Hub, until its stdin is closed; what it sends is paced where a rate is given."""
 
 READ = """
 import json, sys, threading
@@ -75,7 +89,34 @@ begun = perf_counter()
 [t.join() for t in threads]
 print(json.dumps({"seconds": perf_counter() - begun, "nbytes": sum(read)}))
 """
-"""Every byte of a repo's weights once, in ranges as large as a slab's, and nothing done with them."""
+"""Every byte of a repo's weights once, and nothing done with them."""
+
+FILL = """
+import json, sys, threading
+from time import perf_counter
+from ckpttool.hub import hub_folder
+name, at_once, piece = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder, _ = hub_folder(f"hf://{name}")
+files = [folder.file(n).open() for n in folder.names() if n.endswith(".safetensors")]
+todo = iter([(f, at, min(at + piece, f.size)) for f in files for at in range(0, f.size, piece)])
+lock, read = threading.Lock(), []
+def body():
+    room = bytearray(piece)
+    while True:
+        with lock:
+            asked = next(todo, None)
+        if asked is None:
+            return
+        file, first, stop = asked
+        file.readinto(first, memoryview(room)[: stop - first])
+        read.append(stop - first)
+threads = [threading.Thread(target=body) for _ in range(at_once)]
+begun = perf_counter()
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(json.dumps({"seconds": perf_counter() - begun, "nbytes": sum(read)}))
+"""
+"""The same as a conversion reads: each range into a slab's buffer, held against what was listed, tried again."""
 
 
 @dataclass
@@ -84,7 +125,9 @@ class Race:
 
     source: str
     to: str
+    rate: float
     reading: list[float] = field(default_factory=list)
+    filling: list[float] = field(default_factory=list)
     converting: list[float] = field(default_factory=list)
     here: list[float] = field(default_factory=list)
     nbytes: int = 0
@@ -92,12 +135,12 @@ class Race:
     @property
     def name(self) -> str:
         """As in the table."""
-        return f"{self.source.upper()} -> {self.to.upper()}"
+        return f"{self.source.upper()} -> {self.to.upper()}{f', {self.rate / MB:.0f} MB/s' if self.rate else ''}"
 
 
 @contextlib.contextmanager
-def hub(folders: dict[str, Path]) -> Iterator[None]:
-    """The Hub with these repos, which every process started meanwhile takes for its own."""
+def hub(folders: dict[str, Path], rate: float = 0) -> Iterator[None]:
+    """The Hub with these repos, which every process started meanwhile takes for its own; `rate` is bytes a second."""
     command = [
         sys.executable,
         "-c",
@@ -105,6 +148,7 @@ def hub(folders: dict[str, Path]) -> Iterator[None]:
         str(HERE.parent),
         TOKEN,
         json.dumps({n: str(p) for n, p in folders.items()}),
+        str(rate),
     ]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin is not None and server.stdout is not None
@@ -138,31 +182,36 @@ def converted(source: str, target: Path, to: str) -> float:
 
 
 def hold(race: Race, folder: Path, scratch: Path, rounds: int, piece: int) -> None:
-    """Each of the three in turns; the first round does not count."""
+    """Each of the four in turns; the first round does not count."""
     target, name = target_of(scratch, race.to), f"ada/bench-{race.source}"
     for n in range(-1, rounds):
-        read = run([sys.executable, "-c", READ, name, str(AT_ONCE), str(piece)]).document
-        taken = (read["seconds"], converted(name, target, race.to), converted(str(folder), target, race.to))
+        read, filled = (run([sys.executable, "-c", p, name, str(AT_ONCE), str(piece)]).document for p in (READ, FILL))
         race.nbytes = read["nbytes"]
+        there, here = converted(name, target, race.to), converted(str(folder), target, race.to)
         if n >= 0:
-            for seconds, found in zip(taken, (race.reading, race.converting, race.here), strict=True):
-                found.append(seconds)
+            race.reading.append(read["seconds"])
+            race.filling.append(filled["seconds"])
+            race.converting.append(there)
+            race.here.append(here)
 
 
-HEAD = (
-    "| from the Hub | GB | plain reading, s, MB/s | converting, s, MB/s | from a folder | of reading | of the slower |"
-)
+HEAD = """| from the Hub | GB | plain reading | as a conversion reads | ratio | converting | ratio | from a folder |
+|---|---|---|---|---|---|---|---|"""
 
 
 def row(race: Race) -> str:
-    reading, converting, here = (statistics.median(x) for x in (race.reading, race.converting, race.here))
-    spread = f"{min(race.converting):.2f} to {max(race.converting):.2f}"
-    rates = [race.nbytes / s / 1e6 for s in (reading, converting, here)]
-    ratio, part = reading / converting, max(reading, here) / converting
+    reading, filling, converting, here = (
+        statistics.median(x) for x in (race.reading, race.filling, race.converting, race.here)
+    )
+
+    def cell(seconds: float) -> str:
+        return f"{seconds:.2f}, {race.nbytes / seconds / 1e6:,.0f}"
+
+    read, whole = reading / filling, reading / converting
+    bar = f": {'pass' if whole >= BAR else 'FAIL'}" if race.rate else ""
     return (
-        f"| {race.name} | {race.nbytes / 1e9:.2f} | {reading:.2f}, {rates[0]:,.0f} "
-        f"| {converting:.2f} ({spread}), {rates[1]:,.0f} | {here:.2f}, {rates[2]:,.0f} | {ratio:.2f} "
-        f"| {part:.2f}, at least {BAR}: {'pass' if part >= BAR else 'FAIL'} |"
+        f"| {race.name} | {race.nbytes / 1e9:.2f} | {cell(reading)} | {cell(filling)} "
+        f"| {read:.2f}: {'pass' if read >= BAR else 'FAIL'} | {cell(converting)} | {whole:.2f}{bar} | {cell(here)} |"
     )
 
 
@@ -192,11 +241,12 @@ def peak(kind: str, to: str, memory: int, scratch: Path, *, onward: bool = False
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--experts", type=int, default=32)
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--piece", type=int, default=16 << 20, help="bytes of a plain reader's range")
+    parser.add_argument("--rate", type=int, default=125, help="MB a second of the paced Hub: a line of 1 Gbit/s")
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm/ckpttool-hub"), help="a folder to be made")
     asked = parser.parse_args()
     print(f"{machine()}.\n", flush=True)
@@ -214,25 +264,29 @@ def measured(asked: argparse.Namespace) -> None:
     folders = {kind: asked.scratch / f"bench-{kind}" for kind in ("mxfp4", "bf16")}
     for kind, folder in folders.items():
         write_checkpoint(folder, kind, layers=asked.layers, experts=asked.experts, vocab=asked.vocab)
-    races = [Race("mxfp4", "gguf"), Race("mxfp4", "bf16"), Race("bf16", "mxfp4")]
-    repos = {f"ada/{p.name}": p for p in folders.values()} | {
-        "ada/tiny-mxfp4": TINY / "hf",
-        "ada/tiny-bf16": TINY / "hf-bf16",
-    }
+    repos = {f"ada/{p.name}": p for p in folders.values()}
+    repos |= {"ada/tiny-mxfp4": TINY / "hf", "ada/tiny-bf16": TINY / "hf-bf16"}
+    print(f"{asked.layers} layers, {asked.experts} experts; medians of {asked.rounds}; ranges of "
+          f"{asked.piece >> 20} MiB, {AT_ONCE} at once; seconds, and MB/s of the source.\n\n{HEAD}", flush=True)  # fmt: skip
+    for rate in (asked.rate * MB, 0):
+        with hub(repos, rate):
+            for source, to in DIRECTIONS:
+                race = Race(source, to, rate)
+                hold(race, folders[source], asked.scratch, asked.rounds, asked.piece)
+                print(row(race), flush=True)
     with hub(repos):
-        print(f"{asked.layers} layers, {asked.experts} experts; medians of {asked.rounds}; ranges of "
-              f"{asked.piece >> 20} MiB, {AT_ONCE} at once.\n")  # fmt: skip
-        print(f"{HEAD}\n|---|---|---|---|---|---|---|", flush=True)
-        for race in races:
-            hold(race, folders[race.source], asked.scratch, asked.rounds, asked.piece)
-            print(row(race), flush=True)
-        print(f"\nMemory with {AT_ONCE} ranges at once, in MB of 10^6 bytes.\n")
-        print("| conversion | --max-memory | above what is loaded | bar | |\n|---|---|---|---|---|", flush=True)
-        for race in races:
-            for memory in (512 * MB, 160 * MB):
-                print(peak(race.source, race.to, memory, asked.scratch), flush=True)
+        memory_table(asked.scratch)
+
+
+def memory_table(scratch: Path) -> None:
+    """What each direction has at its peak, in the memory of the default and in little."""
+    print(f"\nMemory with {AT_ONCE} ranges at once, in MB of 10^6 bytes.\n")
+    print("| conversion | --max-memory | above what is loaded | bar | |\n|---|---|---|---|---|", flush=True)
+    for source, to in DIRECTIONS:
         for memory in (512 * MB, 160 * MB):
-            print(peak("bf16", "mxfp4", memory, asked.scratch, onward=True), flush=True)
+            print(peak(source, to, memory, scratch), flush=True)
+    for memory in (512 * MB, 160 * MB):
+        print(peak("bf16", "mxfp4", memory, scratch, onward=True), flush=True)
 
 
 if __name__ == "__main__":
