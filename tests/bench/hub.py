@@ -266,8 +266,9 @@ def measured(asked: argparse.Namespace) -> None:
         write_checkpoint(folder, kind, layers=asked.layers, experts=asked.experts, vocab=asked.vocab)
     repos = {f"ada/{p.name}": p for p in folders.values()}
     repos |= {"ada/tiny-mxfp4": TINY / "hf", "ada/tiny-bf16": TINY / "hf-bf16"}
-    print(f"{asked.layers} layers, {asked.experts} experts; medians of {asked.rounds}; ranges of "
-          f"{asked.piece >> 20} MiB, {AT_ONCE} at once; seconds, and MB/s of the source.\n\n{HEAD}", flush=True)  # fmt: skip
+    pieces = f"ranges of {asked.piece >> 20} MiB, {AT_ONCE} at once"
+    print(f"{asked.layers} layers, {asked.experts} experts; medians of {asked.rounds}; {pieces}.")
+    print(f"Seconds, and MB/s of the source.\n\n{HEAD}", flush=True)
     for rate in (asked.rate * MB, 0):
         with hub(repos, rate):
             for source, to in DIRECTIONS:
