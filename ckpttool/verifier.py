@@ -1,4 +1,5 @@
-"""A finished conversion held against its receipt: sizes, sha256 or CRC-32 of every file, CRC-32 of every tensor.
+"""A finished conversion held against its receipt: sizes, sha256 or CRC-32 of every file, CRC-32 of every tensor; and
+whether it opens as the checkpoint that the receipt describes.
 
 What lies on this machine is read; what was published is held against the hashes by which the Hub lists it. Where the
 source is given, also that the conversion is what the source gives.
@@ -52,6 +53,9 @@ class Finished(Protocol):
 
     def check(self, progress: Progress) -> Iterator[tuple[CheckedFile, Sequence[str]]]:
         """Each file of the receipt, and what is wrong with it."""
+
+    def faults(self) -> Iterator[str]:
+        """What keeps the files, as they are, from being the checkpoint that the receipt describes."""
 
     def open(self, name: str) -> LocalFile | RemoteFile:
         """A file that is there."""
@@ -118,6 +122,8 @@ class Verifier:
         others = strangers(made.names(), [made.receipt_name, *(r.name for r in checked)])
         loaded = [n for n in others if made.receipt_name == RECEIPT_NAME and is_loaded(n)]
         findings += [f"{n}: not among the files of {made.receipt_name}, and loaders may read it" for n in loaded]
+        if not findings:
+            findings += made.faults()
         notes: list[str] = []
         derivation: Derivation | None = None
         if self._derived is not None and findings:
@@ -208,6 +214,12 @@ class Here:
         elif by == "crc32" and row["crc32"] != f"{crc:08x}" and not bad:
             findings.append(f"{name}: CRC-32 differs, outside the tensors")
         return CheckedFile(name, nbytes, by, not findings), findings
+
+    def faults(self) -> Iterator[str]:
+        """What keeps the files from opening as the checkpoint that the receipt describes."""
+        from ckpttool import opened
+
+        return opened.faults(self._folder, self.receipt_name, self.receipt)
 
     def open(self, name: str) -> LocalFile:
         """A file of the receipt."""

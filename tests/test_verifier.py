@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -255,3 +257,53 @@ def test_a_receipt_that_is_none(text: str, made: Any) -> None:
     for function in (ckpttool.verify, receipt_nbytes):
         with pytest.raises(InputError):
             function(target)
+
+
+# What the receipt knows, but is no checkpoint, or another one than it says
+
+
+def rewritten(target: Path, receipt: dict[str, Any], name: str, data: bytes) -> None:
+    """A file changed, and the receipt with it, so that bytes and hashes agree."""
+    (find_receipt(target).parent / name).write_bytes(data)
+    (row,) = (r for r in receipt["files"] if r["name"] == name)
+    row |= {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "crc32": f"{zlib.crc32(data):08x}"}
+    find_receipt(target).write_text(json.dumps(receipt))
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards", "gguf", "split"])
+def test_bytes_that_a_receipt_knows_must_open(kind: str, made: Any) -> None:
+    target, receipt = made(kind)
+    name = next(r["name"] for r in receipt["files"] if r["name"].endswith((".safetensors", ".gguf")))
+    data = (find_receipt(target).parent / name).read_bytes()
+    receipt["tensors"] = [t for t in receipt["tensors"] if t["file"] != name]
+    rewritten(target, receipt, name, data[:9] + b"\xff" + data[10:])
+    report = ckpttool.verify(target)
+    assert not report.ok
+    assert report.findings[0].startswith(name), report.findings
+
+
+def test_what_inspect_shows_verify_shows(made: Any) -> None:
+    target, receipt = made("folder")
+    config = json.loads((target / "config.json").read_text()) | {"num_hidden_layers": 2}
+    rewritten(target, receipt, "config.json", json.dumps(config).encode())
+    findings = ckpttool.verify(target).findings
+    assert findings == ckpttool.inspect(target).problems
+    assert "model.layers.1.input_layernorm.weight: is missing" in findings[0]
+
+
+def test_a_receipt_that_says_other_tensors_than_the_header(made: Any) -> None:
+    target, receipt = made("folder")
+    first, second, third = receipt["tensors"][:3]
+    receipt["tensors"].remove(first)
+    second["name"] = "other"
+    third["nbytes"] -= 1
+    data = (target / third["file"]).read_bytes()[third["offset"] :][: third["nbytes"]]
+    third["crc32"] = f"{zlib.crc32(data):08x}"
+    find_receipt(target).write_text(json.dumps(receipt))
+    findings = ckpttool.verify(target).findings
+    assert len(findings) == 4  # a new name is one too many and one too few
+    assert f"model.safetensors: {first['name']}: not among the tensors of the receipt" in findings
+    assert "model.safetensors: other: not in the file's header, but in the receipt" in findings
+    assert any(
+        third["name"] in f and f"; the receipt says ['{third['file']}', {third['offset']}" in f for f in findings
+    )
