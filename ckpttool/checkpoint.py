@@ -202,10 +202,17 @@ def _read_headers(located: Located) -> tuple[list[Any], tuple[SourceFile, ...]]:
     headers: list[Any] = []
     files = []
     problems: list[CkptError] = []
+    tensors = 0
     for result in _each(located):
         if isinstance(result, CkptError):
             problems.append(result)
             continue
+        tensors += len(result[0].tensors)
+        if tensors > limits.CHECKPOINT_TENSORS:
+            more = limits.hint(limits.CHECKPOINT_TENSORS, "is it really one checkpoint?")
+            raise LimitError(
+                f"holds more than {limits.CHECKPOINT_TENSORS} tensors", file=str(located.folder), hint=more
+            )
         headers.append(result[0])
         files.append(result[1])
     raise_all(problems)
@@ -215,10 +222,11 @@ def _read_headers(located: Located) -> tuple[list[Any], tuple[SourceFile, ...]]:
 def _each(located: Located) -> Iterable[tuple[Any, SourceFile] | CkptError]:
     """Every file's header; of remote files several at once."""
     if isinstance(located.folder, LocalFolder):
-        return [_header(path, located.container) for path in located.files]
+        return (_header(path, located.container) for path in located.files)
     if len(located.files) > limits.REMOTE_FILES:
         what = f"has {len(located.files)} files, more than the {limits.REMOTE_FILES} that are asked for"
-        raise LimitError(what, file=str(located.folder), hint="download it and give the local folder")
+        more = limits.hint(limits.REMOTE_FILES, "download it and give the local folder")
+        raise LimitError(what, file=str(located.folder), hint=more)
     return _at_once(located)
 
 

@@ -278,7 +278,7 @@ def test_a_list_of_files_that_drips_ends(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_header_is_held_twice_at_most() -> None:
     """As it came and as it is parsed; beside them the last piece of a range."""
-    size = 40 << 20
+    size = 23 << 20
     head = RemoteHead("x", Plenty(size))
     tracemalloc.start()
     try:

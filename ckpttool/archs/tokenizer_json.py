@@ -24,6 +24,7 @@ RUN = 1 << 18
 """Bytes that are parsed at a time."""
 
 _TRIES = 16
+_OTHER_FILE = "is it really a tokenizer.json?"
 _VOCAB = (b'"vocab"', re.compile(rb"\s*:\s*(?=\{)"))
 _MERGES = (b'"merges"', re.compile(rb"\s*:\s*(?=\[)"))
 _CUT_VOCAB = re.compile(rb'[0-9]\s*(?=,\s*")')
@@ -65,7 +66,8 @@ def read_tokenizer(source: Source, file: str = "tokenizer.json") -> TokenizerJso
         _check_types(pairs, file)
         vocab.update(pairs)
         if len(vocab) > limits.VOCABULARY:
-            raise LimitError(f"holds more than {limits.VOCABULARY:,} tokens", file=file, field="model.vocab")
+            what, more = f"holds more than {limits.VOCABULARY:,} tokens", limits.hint(limits.VOCABULARY, _OTHER_FILE)
+            raise LimitError(what, file=file, field="model.vocab", hint=more)
         if len(vocab) != before + len(pairs):
             raise InputError("a token stands twice in it", file=file, field="model.vocab", hint=DAMAGED)
     strings = data[merges_at + 1 : merges_at + 64].lstrip()[:1] == b'"'
@@ -194,7 +196,7 @@ def _rest(data: bytes, spans: list[tuple[int, int]], file: str) -> dict[str, Any
     size = a + c - b + len(data) - d
     if size > limits.SIDE_FILE:
         what = f"has {size:,} bytes beside its vocabulary and merges, more than {limits.SIDE_FILE:,}"
-        raise LimitError(what, file=file, hint="is it really a tokenizer.json?")
+        raise LimitError(what, file=file, hint=limits.hint(limits.SIDE_FILE, _OTHER_FILE))
     text = _PLACE.join(utf8(part, file, at) for part, at in ((data[:a], 0), (data[b:c], b), (data[d:], d)))
     rest = parse_object(text, file)
     model = rest.get("model")

@@ -18,9 +18,8 @@ from http.cookiejar import Cookie, DefaultCookiePolicy
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from ckpttool.containers import answers, patience
+from ckpttool.containers import answers, limits, patience
 from ckpttool.containers.answers import Again
-from ckpttool.containers.limits import KIB
 from ckpttool.containers.patience import retried
 from ckpttool.errors import LimitError, NetworkError, UsageError, first_line
 
@@ -120,7 +119,7 @@ def document(
                 out += chunk
                 if len(out) > limit:
                     what = f"the answer has more than the {limit:,} bytes that are read of it"
-                    raise LimitError(what, file=label, hint="is it really the Hub?")
+                    raise LimitError(what, file=label, hint=limits.hint(limit, "is it really the Hub?"))
             return bytes(out)
 
     return retried(ask, label)
@@ -138,7 +137,7 @@ def _drain(response: httpx2.Response) -> None:
     taken = 0
     for chunk in response.iter_raw():
         taken += len(chunk)
-        if taken > 64 * KIB:
+        if taken > 64 * limits.KIB:
             return
 
 

@@ -162,7 +162,7 @@ def _alignment(metadata: Mapping[str, Value], label: str, at: int | None) -> int
             file=label,
             field=ALIGNMENT_KEY,
             offset=at,
-            hint=DAMAGED,
+            hint=limits.hint(limits.GGUF_ALIGNMENT, DAMAGED),
         )
     return n
 

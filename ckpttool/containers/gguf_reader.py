@@ -121,7 +121,8 @@ class HeaderReader:
         start = self.at
         n = self._length(what, field)
         if n > limit:
-            raise self.fault(f"{what} of {n} bytes, over the limit of {limit}", at=start, field=field)
+            more = limits.hint(limit, DAMAGED)
+            raise self.fault(f"{what} of {n} bytes, over the limit of {limit}", at=start, field=field, hint=more)
         text = self.text(self._bytes(n, field), start + 8, field)
         if not text or "\0" in text:
             raise self.fault(f"{what} is empty or holds a NUL", at=start, field=field)
@@ -159,7 +160,8 @@ class HeaderReader:
                 f"the header announces {count} {what}, the {self.left} bytes left hold at most {room}", at=at
             )
         if count > limit:
-            raise LimitError(f"{count} {what}, over the limit of {limit}", file=self.label, offset=at)
+            more = limits.hint(limit, "is it really a checkpoint?")
+            raise LimitError(f"{count} {what}, over the limit of {limit}", file=self.label, offset=at, hint=more)
 
     def _value(self, key: str) -> Value:
         at = self.at
@@ -191,9 +193,9 @@ class HeaderReader:
     def _budget(self, n: int, key: str) -> None:
         """LimitError where `n` more bytes are too many for all key-values together."""
         if self.at + n > limits.GGUF_VALUES:
-            raise LimitError(
-                f"the key-values take more than {limits.GGUF_VALUES} bytes", file=self.label, field=key, offset=self.at
-            )
+            what = f"the key-values take more than {limits.GGUF_VALUES} bytes"
+            more = limits.hint(limits.GGUF_VALUES, "is it really a checkpoint?")
+            raise LimitError(what, file=self.label, field=key, offset=self.at, hint=more)
 
     def _array(self, key: str) -> Array:
         at = self.at
@@ -262,7 +264,8 @@ class HeaderReader:
         name = self.name(limits.GGUF_NAME, "a tensor name", f"tensor[{i}]")
         (n_dims,) = self.take(U32, name)
         if n_dims > limits.GGUF_DIMS:
-            raise self.fault(f"{n_dims} dimensions, more than {limits.GGUF_DIMS}", at=self.at - 4, field=name)
+            what, more = f"{n_dims} dimensions, more than {limits.GGUF_DIMS}", limits.hint(limits.GGUF_DIMS, DAMAGED)
+            raise self.fault(what, at=self.at - 4, field=name, hint=more)
         *dims, number, offset = self.take(_AFTER_NAME[n_dims], name)
         kind = GGML_TYPES_BY_ID.get(number)
         if kind is None:

@@ -39,7 +39,8 @@ def parse_index(source: Path | bytes, file: str | None = None) -> Index:
         raise InputError(what, file=file, field="weight_map", hint="fetch the index again")
     if len({name for name in weight_map.values() if type(name) is str}) > limits.INDEX_FILES:
         what = f"names more than {limits.INDEX_FILES} files"
-        raise LimitError(what, file=file, field="weight_map", hint="is it really the index of a checkpoint?")
+        more = limits.hint(limits.INDEX_FILES, "is it really the index of a checkpoint?")
+        raise LimitError(what, file=file, field="weight_map", hint=more)
     for tensor, name in weight_map.items():
         if type(name) is not str or (fault := _name_fault(name)) or name == file:
             said = fault if type(name) is str and fault else "must be a file name"

@@ -79,11 +79,12 @@ class RemoteHead(RemoteFile):
     """The beginning of a remote file, kept while its header is parsed: first a window, then what the parser needs.
 
     A safetensors header says its length, so the second range is exact. A GGUF's does not: its ranges end at growing
-    marks, and a header that goes beyond the last is refused.
+    marks, and a header that goes beyond the last is refused. `most`: bytes of whatever is no GGUF.
     """
 
-    def __init__(self, name: str, ranges: Ranges) -> None:
+    def __init__(self, name: str, ranges: Ranges, most: int = limits.REMOTE_SAFETENSORS_HEADER) -> None:
         super().__init__(name, ranges)
+        self.most = most
         self._head = bytearray()
         self._windows = 0
         self.closed = False
@@ -117,17 +118,12 @@ class RemoteHead(RemoteFile):
     def _grow(self, stop: int) -> None:
         """One more range, so that the head has `stop` bytes, or is the whole file, or is a first window."""
         have = len(self._head)
-        goal = max(stop, limits.REMOTE_FIRST)
-        if have and self._head.startswith(b"GGUF"):
-            marks = [m for m in limits.REMOTE_GGUF if m >= goal]
-            goal = marks[0] if marks else 0
-        elif have == 0:
-            goal = limits.REMOTE_FIRST
-        if self._windows == limits.REMOTE_REQUESTS or not goal:
-            what = (
-                f"its header needs more than {limits.REMOTE_REQUESTS} requests, or than {limits.REMOTE_GGUF[-1]} bytes"
-            )
-            raise LimitError(what, file=self.name, hint="download the file and give it")
+        goal, most = max(stop, limits.REMOTE_FIRST) if have else limits.REMOTE_FIRST, self.most
+        if self._head.startswith(b"GGUF"):
+            goal, most = next((m for m in limits.REMOTE_GGUF if m >= goal), goal), limits.REMOTE_GGUF[-1]
+        if self._windows == limits.REMOTE_REQUESTS or goal > max(most, limits.REMOTE_FIRST):
+            what = f"its header needs more than {limits.REMOTE_REQUESTS} requests, or than {most} bytes"
+            raise LimitError(what, file=self.name, hint=limits.hint(most, "download the file and give it"))
         self._windows += 1
         self.ranges.fetch(have, goal, self._head)
         if len(self._head) == have and self.ranges.size:
@@ -173,10 +169,10 @@ class RemotePath:
             NetworkError: it cannot be read, or is twice another content.
         """
         for _ in range(2):
-            with self.open() if self.ranges.size is not None else RemoteHead(self.name, self.ranges) as f:
+            with self.open() if self.ranges.size is not None else RemoteHead(self.name, self.ranges, limit) as f:
                 if f.size > limit:
                     what = f"is {f.size:,} bytes, more than the {limit:,} that such a file may have"
-                    raise LimitError(what, file=self.name, hint="is it really this file?")
+                    raise LimitError(what, file=self.name, hint=limits.hint(limit, "is it really this file?"))
                 data = f.read(0, f.size)
             if self._is_listed(data):
                 return data

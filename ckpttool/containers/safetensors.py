@@ -90,7 +90,7 @@ def _read_header(file: ReadableFile, label: str) -> bytes:
             f"the header length is {n}, over the format's limit of {limits.SAFETENSORS_HEADER}",
             file=label,
             offset=0,
-            hint=DAMAGED,
+            hint=limits.hint(limits.SAFETENSORS_HEADER, DAMAGED),
         )
     if n > file.size - 8:
         raise InputError(

@@ -100,8 +100,11 @@ class TableReader:
                 separator, pos = self._tensor(key, pos)
         return self._finish(pos)
 
-    def _fault(self, message: str, at: int, name: str | None = None) -> InputError:
-        return InputError(message, file=self.label, field=name, offset=at, hint=DAMAGED)
+    def _fault(self, message: str, at: int, name: str | None = None, hint: str = DAMAGED) -> InputError:
+        return InputError(message, file=self.label, field=name, offset=at, hint=hint)
+
+    def _over(self, limit: int, message: str, at: int, name: str) -> InputError:
+        return self._fault(message, at, name, limits.hint(limit, DAMAGED))
 
     def _finish(self, pos: int) -> None:
         """Only spaces may follow the object."""
@@ -120,7 +123,8 @@ class TableReader:
         if key in seen:
             raise self._fault(f"duplicate name (first at byte {seen[key]})", at, key)
         if len(seen) >= limit:
-            raise LimitError(f"more than {limit} {what} in one header", file=self.label, offset=at)
+            more = limits.hint(limit, "is it really a checkpoint?")
+            raise LimitError(f"more than {limit} {what} in one header", file=self.label, offset=at, hint=more)
         seen[key] = at
         return key, found.end()
 
@@ -167,7 +171,8 @@ class TableReader:
     def _tensor(self, name: str, pos: int) -> tuple[bytes, int]:
         """The entry of one tensor."""
         if len(name) * 4 > limits.SAFETENSORS_NAME and len(name.encode()) > limits.SAFETENSORS_NAME:
-            raise self._fault(f"a name longer than {limits.SAFETENSORS_NAME} bytes", self.keys[name], name)
+            what = f"a name longer than {limits.SAFETENSORS_NAME} bytes"
+            raise self._over(limits.SAFETENSORS_NAME, what, self.keys[name], name)
         if found := _ENTRY.match(self.head, pos):
             shape = tuple(map(int, found[2].split(b","))) if found[2] else ()
             entry = Entry(name, found[1].decode(), shape, int(found[3]), int(found[4]), pos)
@@ -191,8 +196,10 @@ class TableReader:
                 return self._decode(name, pos, limit)
             except json.JSONDecodeError as error:
                 at = pos + len(error.doc[: error.pos].encode())
-                what = "not JSON" if limit == len(self.head) else "not JSON, or too long an entry"
-                raise self._fault(f"{what}: {error.msg}", at, name) from error
+                if limit == len(self.head):
+                    raise self._fault(f"not JSON: {error.msg}", at, name) from error
+                what = f"not JSON, or too long an entry: {error.msg}"
+                raise self._over(limits.SAFETENSORS_ENTRY, what, at, name) from error
 
     def _decode(self, name: str, pos: int, end: int) -> tuple[Entry, int]:
         """The entry between `pos` and `end`, and where it ends. JSONDecodeError where there is none."""
@@ -229,7 +236,8 @@ class TableReader:
             known = ", ".join(DTYPE_BITS)
             raise self._fault(f"unknown dtype {entry.dtype[:40]!r}; known are {known}", entry.at, entry.name)
         if len(entry.shape) > limits.SAFETENSORS_DIMS:
-            raise self._fault(f"{len(entry.shape)} dimensions, over {limits.SAFETENSORS_DIMS}", entry.at, entry.name)
+            what = f"{len(entry.shape)} dimensions, over {limits.SAFETENSORS_DIMS}"
+            raise self._over(limits.SAFETENSORS_DIMS, what, entry.at, entry.name)
         total = size = bits
         for dim in entry.shape:
             total *= dim

@@ -112,7 +112,7 @@ def read_bytes(source: Source, file: str, max_bytes: int) -> bytes:
 def _require_size(size: int, limit: int, file: str) -> None:
     if size > limit:
         what = f"is {size:,} bytes, more than the {limit:,} that such a file may have"
-        raise LimitError(what, file=file, hint=_OTHER_FILE)
+        raise LimitError(what, file=file, hint=limits.hint(limit, _OTHER_FILE))
 
 
 def read_text(source: Source, file: str, max_bytes: int = limits.SIDE_FILE) -> str:
@@ -140,7 +140,7 @@ def parse_object(
     tokens, most = sum(map(text.count, ",[{")), max_bytes // limits.JSON_TOKEN
     if tokens > most:
         what = f"holds {tokens:,} commas and brackets, more than the {most:,} that such a file may have"
-        raise LimitError(what, file=file, hint=_OTHER_FILE)
+        raise LimitError(what, file=file, hint=limits.hint(max_bytes, _OTHER_FILE))
     value = _parsed(text, file, _WIDE if any_integer else DECODER)
     if type(value) is not dict:
         raise InputError("is not a JSON object", file=file, hint="its text should start with {")
@@ -152,7 +152,8 @@ def _parsed(text: str, file: str, decoder: json.JSONDecoder) -> Any:
     if text.startswith("\ufeff"):
         raise InputError("begins with a byte order mark", file=file, offset=0, hint="save it as plain UTF-8")
     if nests_deeper(text, limits.JSON_DEPTH):
-        raise InputError(f"is nested deeper than {limits.JSON_DEPTH}", file=file, hint=_OTHER_FILE)
+        more = limits.hint(limits.JSON_DEPTH, _OTHER_FILE)
+        raise InputError(f"is nested deeper than {limits.JSON_DEPTH}", file=file, hint=more)
     try:
         value = decoder.decode(text)
     except json.JSONDecodeError as error:

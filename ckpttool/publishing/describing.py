@@ -81,7 +81,8 @@ def branch_card(access: Access, calls: Calls) -> str | None:
         return None
     if access.files[CARD].nbytes > limits.SIDE_FILE:
         what = f"is {access.files[CARD].nbytes:,} bytes, more than the {limits.SIDE_FILE:,} that a card may have"
-        raise LimitError(what, file=f"{calls.target.url}/blob/{access.head}/{CARD}", hint="is it really a card?")
+        more = limits.hint(limits.SIDE_FILE, "is it really a card?")
+        raise LimitError(what, file=f"{calls.target.url}/blob/{access.head}/{CARD}", hint=more)
     return read_text(content(access, calls, CARD), CARD)
 
 

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from ckpttool.containers import answers, limits, patience
@@ -27,10 +27,6 @@ from ckpttool.publishing import refusals
 
 if TYPE_CHECKING:
     import httpx2
-
-
-ANSWER: Final = 64 * limits.MIB
-"""Bytes that an answer may have: the list of a repo's files, or a receipt."""
 
 
 class Meter(Protocol):
@@ -95,9 +91,10 @@ class Passage:
                 body += piece
                 if self.gone.is_set():
                     raise Again("nobody waits any more")
-                if len(body) > ANSWER:
-                    what = f"the answer has more than the {ANSWER:,} bytes that are read of it"
-                    raise LimitError(what, file=self.label, hint="is it really the Hub?")
+                if len(body) > limits.HUB_ANSWER:
+                    what = f"the answer has more than the {limits.HUB_ANSWER:,} bytes that are read of it"
+                    more = limits.hint(limits.HUB_ANSWER, "is it really the Hub?")
+                    raise LimitError(what, file=self.label, hint=more)
         self.meter.count(down=len(body))
         headers = [(k, v) for k, v in answer.headers.multi_items() if k not in ("content-encoding", "content-length")]
         response: httpx2.Response = self.library.Response(

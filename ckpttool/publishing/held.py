@@ -76,7 +76,8 @@ def checked(item: Item, progress: Progress = lambda nbytes: None) -> Item:
             raise InputError(what, file=str(item.path), hint=REMADE)
         if item.text_nbytes > limits.TOKENIZER_FILE:
             what = f"has {item.text_nbytes:,} bytes to read, more than the {limits.TOKENIZER_FILE:,} of any such file"
-            raise LimitError(what, file=str(item.path), hint="is it really this file?")
+            more = limits.hint(limits.TOKENIZER_FILE, "is it really this file?")
+            raise LimitError(what, file=str(item.path), hint=more)
         text = bytearray()
         found = _hashed(fd, item, text, progress)
         if _stamp(fd, item) != seen:

@@ -55,7 +55,8 @@ class ChatTemplate:
                 size += len(piece)
                 if size > limits.SIDE_FILE:
                     what = f"writes more than {limits.SIDE_FILE:,} characters"
-                    raise LimitError(what, file=self.source, hint="is it really this model's template?")
+                    hint = limits.hint(limits.SIDE_FILE, "is it really this model's template?")
+                    raise LimitError(what, file=self.source, hint=hint)
         except LimitError:
             raise
         except Exception as e:  # whatever a program of others may raise
