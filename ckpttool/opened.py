@@ -26,8 +26,11 @@ def faults(folder: Path, receipt_name: str, receipt: Mapping[str, Any]) -> Itera
     except InputError as error:
         yield from map(str, error.problems if isinstance(error, Problems) else (error,))
         return
-    yield from map(str, checkpoint.problems)
-    if not checkpoint.problems:
+    if checkpoint.problems:
+        yield from map(str, checkpoint.problems)
+    elif checkpoint.dialect is None or checkpoint.sizes is None:
+        yield f"{checkpoint.files[0].name}: no architecture that convert writes has these tensors, or none is named"
+    else:
         yield from _otherwise(checkpoint, receipt)
 
 

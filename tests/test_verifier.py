@@ -307,3 +307,11 @@ def test_a_receipt_that_says_other_tensors_than_the_header(made: Any) -> None:
     assert any(
         third["name"] in f and f"; the receipt says ['{third['file']}', {third['offset']}" in f for f in findings
     )
+
+
+def test_a_receipt_of_what_convert_never_writes(made: Any) -> None:
+    target, receipt = made("folder")
+    config = json.loads((target / "config.json").read_text()) | {"model_type": "llama"}
+    rewritten(target, receipt, "config.json", json.dumps(config).encode())
+    assert "no architecture that convert writes" in ckpttool.verify(target).findings[0]
+    assert run("verify", target).code == 1

@@ -60,6 +60,8 @@ REFUSED = Codes(3, 1, 3, 1)
 SHOWN = Codes(0, 1, 3, 1)
 """Each header is sound, but they contradict each other, the index or config.json: inspect shows all there is."""
 LIMIT = Codes(6, 6, 6, 6)
+FOREIGN = Codes(0, 0, 3, 1)
+"""Sound, but no checkpoint that can be converted, nor one that convert wrote."""
 ACCEPTED = Codes(0, 0, 0, 0)
 
 
@@ -81,11 +83,11 @@ class Hostile:
 
     @property
     def id(self) -> str:
-        return f"{self.number} {self.what}"
+        return f"{self.number} {self.what}".strip()
 
 
 def of_file(number: str, case: Case, name: str) -> Hostile:
-    """A case of one broken file, alone in its folder."""
+    """A case of one broken file, alone in its folder; `number` is empty where the case's id begins with it."""
 
     def make(at: Path) -> Path:
         (at / name).write_bytes(case.data)
