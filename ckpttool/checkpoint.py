@@ -282,9 +282,18 @@ def _header(path: FilePath, container: str) -> tuple[Any, SourceFile] | CkptErro
     )
 
 
+PADDING = 4096
+"""Bytes of padding after a header that are worth no word: writers align to a page at most."""
+
+
 def _trailing(headers: Sequence[Any], files: Sequence[SourceFile]) -> Iterable[str]:
-    """Bytes after a GGUF's data, which llama.cpp skips; after safetensors' they are an error."""
+    """Bytes after a GGUF's data, which llama.cpp skips; after safetensors' they are an error. Space around the object
+    of a safetensors header, in which much can be hidden from other readers."""
     for header, file in zip(headers, files, strict=True):
+        if n := getattr(header, "indent", 0):
+            yield f"{file.name} begins its header with {n:,} bytes of space, where some readers want a brace"
+        if (n := getattr(header, "padding", 0)) > PADDING:
+            yield f"{file.name} has {n:,} bytes of padding in its header"
         if n := getattr(header, "trailing", 0):
             yield f"{file.name} has {n:,} bytes after its data, which no reader looks at: left out"
 

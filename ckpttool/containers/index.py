@@ -50,7 +50,21 @@ def parse_index(source: Path | bytes, file: str | None = None) -> Index:
                 field=f'weight_map["{tensor}"]',
                 hint="each must be a plain file name inside the folder",
             )
+    _refuse_twins(weight_map, file)
     return Index(weight_map, _total_size(value, file))
+
+
+def _refuse_twins(weight_map: Mapping[str, str], file: str) -> None:
+    """Two names that are one file where case does not count: what a reader finds there depends on the disk."""
+    seen: dict[str, str] = {}
+    for tensor, name in weight_map.items():
+        if (first := seen.setdefault(name.casefold(), name)) != name:
+            raise InputError(
+                f"is {name!r:.200}, and another {first!r:.200}: one file where case does not count",
+                file=file,
+                field=f'weight_map["{tensor}"]',
+                hint="rename one of them",
+            )
 
 
 def _total_size(value: dict[str, Any], file: str) -> int | None:

@@ -29,12 +29,17 @@ _RANK: Final = {dtype: i for i, dtype in enumerate(DTYPE_BITS)}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A parsed header: `tensors` in file order, `nbytes` its length with the 8 bytes before it, `sha256` of those."""
+    """A parsed header: `tensors` in file order, `nbytes` its length with the 8 bytes before it, `sha256` of those.
+
+    `indent` bytes of space lie before the header's object, `padding` after it.
+    """
 
     tensors: tuple[StoredTensor, ...]
     metadata: dict[str, str]
     nbytes: int
     sha256: str
+    indent: int
+    padding: int
 
 
 def parse(file: ReadableFile, name: str | None = None) -> Header:
@@ -45,7 +50,8 @@ def parse(file: ReadableFile, name: str | None = None) -> Header:
     label = file.name if name is None else name
     table = read_table(file, label)
     ordered = _in_file_order(table.entries, label, table.nbytes, file.size)
-    return Header(stored(ordered, label, table.nbytes), table.metadata, table.nbytes, table.sha256)
+    rows = stored(ordered, label, table.nbytes)
+    return Header(rows, table.metadata, table.nbytes, table.sha256, table.indent, table.padding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,8 @@ class Table:
     metadata: dict[str, str]
     nbytes: int
     sha256: str
+    indent: int
+    padding: int
 
 
 def read_table(file: ReadableFile, label: str) -> Table:
@@ -66,7 +74,8 @@ def read_table(file: ReadableFile, label: str) -> Table:
     head = _read_header(file, label)
     reader = TableReader(head, label)
     reader.run()
-    return Table(reader.entries, reader.metadata, len(head), hashlib.sha256(head).hexdigest())
+    indent, padding = head.index(b"{", 8) - 8, len(head) - reader.end
+    return Table(reader.entries, reader.metadata, len(head), hashlib.sha256(head).hexdigest(), indent, padding)
 
 
 def stored(entries: Iterable[Entry], label: str, start: int) -> tuple[StoredTensor, ...]:

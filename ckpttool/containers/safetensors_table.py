@@ -83,9 +83,10 @@ class TableReader:
         self.entries: list[Entry] = []
         self.metadata: dict[str, str] = {}
         self.keys: dict[str, int] = {}
+        self.end = 0
 
     def run(self) -> None:
-        """Fill `entries` and `metadata`."""
+        """Fill `entries` and `metadata`, and say where the object ends."""
         _require_utf8(self.head, self.label)
         pos = self.head.index(b"{", 8) + 1
         empty = _NEXT.match(self.head, pos)
@@ -108,6 +109,7 @@ class TableReader:
 
     def _finish(self, pos: int) -> None:
         """Only spaces may follow the object."""
+        self.end = pos
         padding = _PADDING.match(self.head, pos)
         at = padding.end() if padding else pos
         if at < len(self.head):

@@ -131,7 +131,8 @@ def _value_findings(tallies: Sequence[ValueTally]) -> Iterator[Finding]:
             t = v.tensor
             size = t.nbytes // max(1, _elements(t.shape))
             place = f"{t.file} at byte {t.offset + (v.first or 0) * size}"
-            text = f"{v.nonfinite:,} of {_elements(t.shape):,} values are NaN or infinite, the first {_index(v)}"
+            none = "neither 0 nor 1" if t.dtype == "BOOL" else "NaN or infinite"
+            text = f"{v.nonfinite:,} of {_elements(t.shape):,} values are {none}, the first {_index(v)}"
             hint = "train or merge again from a checkpoint that is whole; nothing that reads it will work"
             yield Finding(Severity.error, "non-finite", t.name, place, text, hint)
 

@@ -1,4 +1,5 @@
-"""Numbers that are none: NaN and infinities in plain weights, in FP8 and in the scales of blocks."""
+"""Numbers that are none: NaN and infinities in plain weights, in FP8 and in the scales of blocks; truths that are
+neither 0 nor 1."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ FLOATS: Final = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
     "F8_E5M2": (np.uint8, 0x7F, 0x7C),
     "F8_E4M3": (np.uint8, 0x7F, 0x7F),
+    "BOOL": (np.uint8, 0xFF, 2),
 }
 """By dtype: the bits as integers, those of the magnitude, and the smallest magnitude that is no number."""
 
