@@ -165,6 +165,10 @@ class Inspector:
             measured = measurement.run({t.name: t for t in report.tensors}, progress)
             scales, codes, nbytes = measured.scales, measured.codes, measured.nbytes
             findings = [*findings, *measured.findings]
+        if asked.check and self.damage is None and self.checkpoint.container == "gguf" and is_local(self.checkpoint):
+            from ckpttool.inspection.padding import padding_findings
+
+            findings = [*findings, *padding_findings(self.checkpoint)]
         if asked.experts or asked.page:
             from ckpttool.inspection.experts import expert_layers, spread_findings
 

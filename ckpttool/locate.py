@@ -66,11 +66,14 @@ def _locate_file(folder: LocalFolder | RemoteFolder, name: str) -> Located:
 
 
 def _is_gguf(path: FilePath) -> bool:
+    """By its content; a file called so that holds neither container is one too, since its reader says what it is."""
     if isinstance(path, Path):
         with path.open("rb") as f:
-            return f.read(4) == GGUF_MAGIC
-    head = open_head(path)  # left open: the header is parsed from what has come
-    return head.read(0, min(4, head.size)) == GGUF_MAGIC
+            head = f.read(9)
+    else:
+        remote = open_head(path)  # left open: the header is parsed from what has come
+        head = remote.read(0, min(9, remote.size))
+    return head.startswith(GGUF_MAGIC) or (path.name.lower().endswith(".gguf") and head[8:] != b"{")
 
 
 def _split_set(folder: LocalFolder | RemoteFolder, name: str) -> tuple[FilePath, ...]:

@@ -154,7 +154,7 @@ VALUE_HINTS = {
     "nan": "the weights are damaged, or training diverged",
     "inf": "the weights are damaged, or training diverged",
     "overflow": "choose a wider format, or another recipe",
-    "scale": "E8M0's 255 means NaN: the weights are damaged; a GGUF or MXFP4 target carries the byte as it is",
+    "scale": "the weights are damaged; a target that keeps their format carries the block as it is",
 }
 
 
