@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ckpttool.partview import PartView
 
 CONFIG = "config.json"
-TOKENS = "tokenizer.ggml.tokens"
-"""The one key-value whose length, and not its value, is a size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +161,7 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, re
     stored = [t for h in headers for t in _ordered(h.tensors, located.container)]
     problems += [*damage.against_index(stored, located), *damage.doubled(stored)]
     problems += damage.against_split(headers, [f.name for f in files])
+    problems += damage.against_vocabulary(metadata, files[0].name)
     known = _recognised(stored, located.container, config, files)
     weights = known.weights
     problems += [*known.problems, *damage.merged(weights)]
@@ -391,9 +390,9 @@ def _sizes(
 
 def _gguf_size(key: str, value: Value | None) -> object:
     """What a key says of a size: a number, or for the vocabulary how many tokens are listed; else whatever is there."""
-    if isinstance(value, Array) and key == TOKENS:
+    if isinstance(value, Array) and key == damage.TOKENS:
         return len(value)
-    return value.value if isinstance(value, Scalar) and key != TOKENS else value
+    return value.value if isinstance(value, Scalar) and key != damage.TOKENS else value
 
 
 def _no_size(value: object) -> str:

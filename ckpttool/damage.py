@@ -8,9 +8,17 @@ from typing import Any
 from ckpttool.archs import Claim, Dialect, Sizes
 from ckpttool.archs.joins import PartShape
 from ckpttool.codecs.formats import READ_PACKINGS, Packing
+from ckpttool.containers.gguf_values import Array, Value, ValueType
 from ckpttool.errors import CkptError, InputError, UnconvertibleError
 from ckpttool.locate import Located
 from ckpttool.tensors import StoredTensor, Weight
+
+ARCHITECTURE = "general.architecture"
+TOKENS = "tokenizer.ggml.tokens"
+"""The one key-value whose length, and not its value, is a size."""
+PER_TOKEN = {"tokenizer.ggml.scores": ValueType.f32, "tokenizer.ggml.token_type": ValueType.i32}
+VOCABULARY = {TOKENS: ValueType.string, "tokenizer.ggml.merges": ValueType.string, **PER_TOKEN}
+"""The lists of a GGUF's vocabulary, and of what."""
 
 
 def against_index(stored: Sequence[StoredTensor], located: Located) -> Iterable[CkptError]:
@@ -37,10 +45,15 @@ def notes(located: Located, weights: Sequence[Weight]) -> Iterable[str]:
 
 
 def against_split(headers: Sequence[Any], files: Sequence[str]) -> Iterable[CkptError]:
-    """A GGUF split set must be whole and in order; `split.count` 0 is what merging leaves behind."""
-    for i, (header, file) in enumerate(zip(headers, files, strict=True)):
-        metadata = getattr(header, "metadata", {})
-        count, no = (getattr(metadata.get(key), "value", None) for key in ("split.count", "split.no"))
+    """A GGUF split set must be whole, in order and of one model; `split.count` 0 is what merging leaves behind."""
+    said = [{key: getattr(v, "value", None) for key, v in getattr(h, "metadata", {}).items()} for h in headers]
+    total = sum(len(h.tensors) for h in headers)
+    for i, (keys, file) in enumerate(zip(said, files, strict=True)):
+        arch, first = keys.get(ARCHITECTURE), said[0].get(ARCHITECTURE)
+        if ARCHITECTURE in keys and arch != first:
+            text = f"is {arch!r}, but that of {files[0]} is {first!r}"
+            yield InputError(text, file=file, field=ARCHITECTURE, hint="its files are of two models")
+        count, no, tensors = (keys.get(f"split.{key}") for key in ("count", "no", "tensors.count"))
         if not isinstance(count, int) or count < 2:
             continue
         if count != len(files):
@@ -49,6 +62,27 @@ def against_split(headers: Sequence[Any], files: Sequence[str]) -> Iterable[Ckpt
         elif no != i:
             hint = "the files were renamed; give them their own names back"
             yield InputError(f"is {no}, in place {i}", file=file, field="split.no", hint=hint)
+        elif isinstance(tensors, int) and tensors != total:
+            text, hint = f"is {tensors}, but the set holds {total} tensors", "its files are of two sets; fetch it again"
+            yield InputError(text, file=file, field="split.tensors.count", hint=hint)
+
+
+def against_vocabulary(metadata: Mapping[str, Value], file: str) -> Iterable[CkptError]:
+    """Lists that llama.cpp takes for one entry of this type for each token, unseen: it would read beyond their end."""
+    tokens = metadata.get(TOKENS)
+    for key, kind in VOCABULARY.items():
+        found = metadata.get(key)
+        if found is None:
+            continue
+        if not isinstance(found, Array):
+            text = f"is no array, but one {found.type.name}"
+        elif found.type is not kind:
+            text = f"is an array of {found.type.name}, not of {kind.name}"
+        elif key in PER_TOKEN and isinstance(tokens, Array) and len(found) != len(tokens):
+            text = f"has {len(found):,} entries, but there are {len(tokens):,} tokens"
+        else:
+            continue
+        yield InputError(text, file=file, field=key, hint="convert again with the model's tokenizer beside it")
 
 
 def doubled(stored: Sequence[StoredTensor]) -> Iterable[CkptError]:

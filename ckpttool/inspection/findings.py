@@ -53,10 +53,15 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(dict.fromkeys(findings), key=lambda f: ORDER[Severity(f.severity)]))
 
 
+KEYS = ("general.", "split.", "tokenizer.ggml.")
+"""What key-values of a GGUF begin with, and no tensor's name."""
+
+
 def finding_of(error: CkptError, check: str | None = None) -> Finding:
     """An error of the reader as a finding. Its field is the tensor, unless it is a field of a side file."""
     field, file = error.field, error.file
     side = bool(file) and str(file).endswith((".json", ".jinja", ".txt"))
+    side = side or (field or "").startswith(KEYS)
     place = file
     if side and field:
         place = f"{file}: {field}"
@@ -178,6 +183,18 @@ def _special_ids(facts: ModelFacts) -> Iterator[Finding]:
 def _gguf(checkpoint: Checkpoint, purposes: Purposes) -> Iterator[Finding]:
     yield from _gguf_tokenizer(checkpoint, purposes)
     yield from _gguf_file_type(checkpoint)
+    yield from _gguf_alignment(checkpoint)
+
+
+def _gguf_alignment(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """An alignment that llama.cpp reads, and that GGUF's specification does not allow."""
+    from ckpttool.containers.gguf import ALIGNMENT_KEY
+
+    value = getattr(checkpoint.metadata.get(ALIGNMENT_KEY), "value", None)
+    if isinstance(value, int) and value % 8:
+        what = f"is {value}, no multiple of 8"
+        hint = "GGUF's specification asks for one, and a reader may hold to it; make the file again with 32"
+        yield Finding(WARNING, "alignment", None, ALIGNMENT_KEY, what, hint)
 
 
 def _gguf_tokenizer(checkpoint: Checkpoint, purposes: Purposes) -> Iterator[Finding]:
@@ -199,11 +216,6 @@ def _gguf_tokenizer(checkpoint: Checkpoint, purposes: Purposes) -> Iterator[Find
         yield Finding(INFO, "chat-template", None, "tokenizer.chat_template", why, take)
     if not isinstance(tokens, Array):
         return
-    for key in ("tokenizer.ggml.token_type", "tokenizer.ggml.scores"):
-        other = metadata.get(key)
-        if isinstance(other, Array) and len(other) != len(tokens):
-            what = f"has {len(other):,} entries, but there are {len(tokens):,} tokens"
-            yield Finding(ERROR, "tokenizer", None, key, what, take)
     for w in checkpoint.weights:
         if purposes.by_name[w.name].kinds == ("embed",) and w.shape and w.shape[0] != len(tokens):
             what = f"has {w.shape[0]:,} rows, but there are {len(tokens):,} tokens"
