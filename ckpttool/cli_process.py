@@ -33,7 +33,9 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def _rescue(found: sys.UnraisableHookArgs) -> None:
     """Raise a signal again a moment later where its exception was raised in a finalizer or another callback, which it
-    cannot leave: Python only tells of it, and would go on."""
+    cannot leave: Python only tells of it, and would go on. Where memory is out the next to ask for some is told."""
+    if issubclass(found.exc_type, MemoryError):
+        return
     number = next((n for kind, n in RAISED.items() if issubclass(found.exc_type, kind)), None)
     if number is None or not hasattr(signal, "setitimer"):
         sys.__unraisablehook__(found)
@@ -52,6 +54,7 @@ def run(command: click.Group) -> NoReturn:
     try:
         code = _ran(command, argv)
     except BaseException as e:
+        _let_go(e)
         goes_on = bool(argv) and argv[0] in RESUME
         code = _reported(e, as_json="--json" in argv, debug="--debug" in argv, goes_on=goes_on)
     _settle()
@@ -75,6 +78,13 @@ def _ran(command: click.Group, argv: list[str]) -> int:
 def _called() -> str:
     """What the user typed for this command: as an extension of huggingface_hub's it is called hf-ckpttool."""
     return "hf ckpttool" if Path(sys.argv[0]).stem == "hf-ckpttool" else "ckpttool"
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames hold that an error came through: where memory is out, some is needed to tell of it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _reported(error: BaseException, *, as_json: bool, debug: bool, goes_on: bool) -> int:
