@@ -13,8 +13,9 @@ import metadata_cases as cases
 import pytest
 import realtokenizer
 
+from ckpttool.archs import general
 from ckpttool.archs import gguf_metadata as metadata
-from ckpttool.containers.gguf_values import Array
+from ckpttool.containers.gguf_values import Array, string_array
 from ckpttool.containers.strict_json import read_object
 from ckpttool.errors import CkptError, InputError, Problems
 
@@ -269,6 +270,15 @@ def test_a_model_card_with_values_of_other_types(tmp_path: Path, arch: dict[str,
     with pytest.raises(CkptError) as caught:
         _ours(folder, arch, None, 38, cases.V)
     assert caught.value.file == "README.md" and caught.value.hint
+
+
+def test_norwegian_is_a_language_however_the_card_lists_it(arch: dict[str, Any]) -> None:
+    """llama.cpp's converter takes `no` for False in the second form, and fails."""
+    for listed in ("\n- en\n- no", " [en, no]"):
+        files = {"README.md": f"---\nlanguage:{listed}\n---\n".encode()}
+        counts = metadata.ParameterCounts(1, 1, 0, 0)
+        found = general.to_gguf("gpt-oss", {}, files, model_name=None, source_dir=Path("x"), counts=counts)
+        assert found["general.languages"] == string_array(["en", "no"])
 
 
 def test_parameter_counts_are_the_writers() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckpttool import card_yaml
 from ckpttool.containers.gguf_values import Array, Scalar, f32, i32, i32_array, string, string_array, u32
 from ckpttool.containers.strict_json import Source, read_object, read_text
 from ckpttool.errors import InputError
@@ -108,17 +109,16 @@ def _model_card(files: Mapping[str, Source]) -> dict[str, Any]:
     """README.md's YAML front matter, as `Metadata.load_model_card` reads it."""
     if README not in files:
         return {}
-    import yaml  # type: ignore[import-untyped]
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     lines = read_text(files[README], README, README_LIMIT).splitlines()
     if not lines or lines[0] != "---":
         return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
-    text = "\n".join(lines[1:end]) + "\n"
-    text = text.replace("- no\n", '- "no"\n').replace("\t", "  ")  # YAML's Norway problem; tabs as in some cards
+    text = "\n".join(lines[1:end]).replace("\t", "  ")  # as in some cards
     try:
-        card = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as e:
+        card = card_yaml.load(text)
+    except (YAMLError, RecursionError, ValueError) as e:
         raise InputError(
             f"its front matter is not valid YAML: {' '.join(str(e).split())[:200]}", file=README, hint="correct it"
         ) from None

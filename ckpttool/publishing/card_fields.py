@@ -49,11 +49,9 @@ def fields_of(told: Facts, source: Page | None) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> Any:
-    """A text, or a list of them; None for whatever else a source's card may hold. YAML takes Norwegian for False."""
+    """A text, or a list of them; None for whatever else a source's card may hold."""
     if isinstance(value, list):
         return [t for t in (_texts(v) for v in value) if isinstance(t, str)] or None
-    if value is False:
-        return "no"
     return value if isinstance(value, str) and value.isprintable() and len(value) <= limits.GGUF_KEY else None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from ckpttool import card_yaml
 from ckpttool.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def parse(card: str, file: str = CARD) -> Page:
     text = match[2]
     hint = "mend the lines between the first two --- of the card"
     try:
-        data = yaml.safe_load(text)
+        data = card_yaml.load(text)
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark
         line = "" if at is None else f" (line {at.line + 1 + match[1].count(chr(10))})"
