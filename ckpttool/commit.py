@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -49,7 +50,8 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # nothing was written by it
+            os.close(fd)
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -6,10 +6,11 @@ where it has them, and ends with a hint. Its kind decides the exit code of the c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 NAME_LIMIT = 120
 MESSAGE_LIMIT = 1000
@@ -146,6 +147,17 @@ def os_error(error: OSError) -> LocalIOError:
     name = error.filename
     file = os.fsdecode(name) if isinstance(name, str | bytes) else None
     return LocalIOError(error.strerror or str(error) or type(error).__name__, file=file, hint=os_hint(error))
+
+
+@contextlib.contextmanager
+def as_ours(path: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """What the system refuses in here, raised as an error of ours; `path` is what it is about where it does not say."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename is None and path is not None:
+            e.filename = os.fspath(path)
+        raise os_error(e) from e
 
 
 def first_line(error: BaseException) -> str:

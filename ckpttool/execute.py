@@ -31,6 +31,7 @@ from ckpttool.errors import (
     LocalIOError,
     NetworkError,
     UsageError,
+    as_ours,
     os_error,
 )
 from ckpttool.journal import Entry, Freed, Journal
@@ -38,7 +39,7 @@ from ckpttool.order import in_file_order, in_turns, window
 from ckpttool.place import Place
 from ckpttool.planner import Plan
 from ckpttool.preflight import check_target
-from ckpttool.readback import Stretch, read_back, stretches
+from ckpttool.readback import DIFFERS, DIFFERS_HINT, Stretch, read_back, stretches
 from ckpttool.receipt import Outcome, receipt
 from ckpttool.reports import Conversion, dump
 from ckpttool.resources import Limits, Resources, resources
@@ -55,6 +56,7 @@ Progress = Callable[[int], None]
 """Called with the bytes that have just been written, from any thread."""
 
 
+@as_ours()
 def execute(
     plan: Plan,
     limits: Limits,
@@ -76,7 +78,7 @@ def execute(
     place = plan.place
     verify = verify or delivery is not None
     frees = delivery is not None and delivery.frees
-    settled = workplace.settle(plan, verify=verify)
+    settled = workplace.settle(plan, verify=verify, overwrite=overwrite)
     if settled is not None and delivery is None:
         return settled
     check_target(plan, overwrite, frees=frees)
@@ -90,12 +92,12 @@ def execute(
             run = _Run(plan, done, freed, progress, delivery)
             conversion = _convert(run, limits, using, verify, begun)
         except (InputError, CheckFailed):
-            workplace.discard(place)  # the same source and options would fail the same way again
+            _give_up(place)  # the same source and options would fail the same way again
             raise
         except (LocalIOError, LimitError, NetworkError, UsageError, OSError) as e:
             if done:
                 raise _resumable(e) from e
-            workplace.discard(place)  # nothing to go on from: a full disk is not kept full
+            _give_up(place)  # nothing to go on from: a full disk is not kept full
             raise _ours(e) from e
         if delivery is not None:
             try:
@@ -107,6 +109,12 @@ def execute(
         else:
             workplace.commit(plan, overwrite=overwrite)
     return conversion
+
+
+def _give_up(place: Place) -> None:
+    """Delete what was made. What cannot be deleted stays, for what the run failed of is what is to be told."""
+    with contextlib.suppress(OSError):
+        workplace.discard(place)
 
 
 def _freed(plan: Plan, delivery: Delivery | None) -> dict[str, Freed]:
@@ -211,7 +219,7 @@ def _convert(run: _Run, limits: Limits, using: Resources, verify: bool, begun: f
         if verify:
             run.crew.add(run.unread(), [run.read_back] * using.readers)
         run.crew.run()
-        _require_unchanged(plan)
+        plan.source.require_unchanged("converted")
         worked = perf_counter()
         sidecars = {s.name: write_sidecar(s, place.staged, verify=verify) for s in plan.sidecars}
         outcome = Outcome(run.done, run.checks, run.hashes if verify else None, sidecars, len(run.resumed), using)
@@ -226,23 +234,9 @@ def _convert(run: _Run, limits: Limits, using: Resources, verify: bool, begun: f
         }
         conversion = receipt(plan, outcome)
         _write_durably(place.staged / place.receipt_name, dump(conversion))
-        sync_folder(place.staged)
+        with as_ours(place.staged):
+            sync_folder(place.staged)
     return conversion
-
-
-def _require_unchanged(plan: Plan) -> None:
-    """InputError where a source file is no longer the one of the plan: what was read may be of two versions. Of remote
-    files each answer was held against the first one."""
-    for f in plan.source.files:
-        if not isinstance(f.place, Path):
-            continue
-        try:
-            status = f.place.stat()
-        except OSError as e:
-            raise InputError("has gone while it was converted", file=f.name, hint="put it back, and start again") from e
-        found = (status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
-        if found != (f.size, f.mtime_ns, f.identity):
-            raise InputError("has changed while it was converted", file=f.name, hint="give the same command again")
 
 
 def _prepared(
@@ -279,17 +273,28 @@ def _summed(workers: Iterable[Worker]) -> dict[str, float]:
 
 
 def _sync(place: Place, staged: Staged) -> None:
+    """Bring all files to the disk. One that does not get there is deleted: its lost pages pass for written now, and the
+    next run would find them whole in memory."""
     staged.sync()
     for path in place.staged.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
+        with as_ours(path):
+            if path.is_dir():
+                sync_folder(path)
+                continue
             with path.open("rb") as f:
-                os.fsync(f.fileno())
+                try:
+                    os.fsync(f.fileno())
+                except OSError:
+                    path.unlink()
+                    raise
 
 
 def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
+    data = text.encode()
+    with as_ours(path):
+        with path.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if path.read_bytes() != data:
+            raise LocalIOError(DIFFERS, file=path.name, hint=DIFFERS_HINT)

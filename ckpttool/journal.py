@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.crc import crc32
+from ckpttool.errors import as_ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +103,18 @@ class Journal:
         """Write the journal anew with what is still believed, and keep it open."""
         fresh = path.with_suffix(".new")
         lines = [json.dumps({"plan": digest}).encode(), *map(_line, entries)]
-        fresh.write_bytes(b"".join(line + b"\n" for line in lines))
-        fresh.replace(path)
+        with as_ours(fresh):
+            fresh.write_bytes(b"".join(line + b"\n" for line in lines))
+            fresh.replace(path)
         self._lock = threading.Lock()
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
+        self._path = path
+        with as_ours(path):
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
 
     def add(self, entry: Entry | Freed) -> None:
-        """Append one entry. OSError where the disk does not take all of it, ValueError once the journal is closed."""
+        """Append one entry. LocalIOError where the disk does not take all of it, ValueError once it is closed."""
         line = _line(entry) + b"\n"
-        with self._lock:
+        with self._lock, as_ours(self._path):
             if self._fd < 0:
                 raise ValueError("the journal is closed")
             if os.write(self._fd, line) != len(line):  # the rest of a full disk
@@ -118,7 +122,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; again is fine. A thread that is late then cannot write into another file of that number."""
-        with self._lock:
+        with self._lock, as_ours(self._path):
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)

@@ -16,6 +16,9 @@ from ckpttool.errors import LocalIOError
 
 CHUNK = 4 << 20
 
+DIFFERS = "what was read back differs from what was written"
+DIFFERS_HINT = "check the disk and the memory"
+
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
@@ -73,6 +76,5 @@ def read_back(file: LocalTarget, found: Sequence[Stretch], crc_of: Callable[[int
                 crc = crc32(view, crc)
                 turn = 1 - turn
             if crc != expected:
-                text = "what was read back differs from what was written"
-                raise LocalIOError(text, file=file.name, offset=stretch.offset, hint="check the disk and the memory")
+                raise LocalIOError(DIFFERS, file=file.name, offset=stretch.offset, hint=DIFFERS_HINT)
     return digest.hexdigest()

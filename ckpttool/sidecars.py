@@ -21,9 +21,10 @@ from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.remote import RemoteFolder
 from ckpttool.containers.strict_json import Source, read_bytes, read_object
 from ckpttool.crc import crc32
-from ckpttool.errors import CkptError, InputError, LocalIOError, raise_all
+from ckpttool.errors import CkptError, InputError, LocalIOError, as_ours, raise_all
 from ckpttool.layouts import Draft
 from ckpttool.locate import LICENCE_PREFIXES
+from ckpttool.readback import DIFFERS, DIFFERS_HINT
 from ckpttool.target import Target
 
 CHUNK = 1 << 20
@@ -66,7 +67,7 @@ class Sidecar:
     def chunks(self) -> Iterable[bytes]:
         """The bytes, piece by piece."""
         if isinstance(self.content, Path):
-            with self.content.open("rb") as f:
+            with as_ours(self.content), self.content.open("rb") as f:
                 while piece := f.read(CHUNK):
                     yield piece
         elif isinstance(self.content, bytes):
@@ -113,7 +114,7 @@ def write_sidecar(sidecar: Sidecar, folder: Path, *, verify: bool) -> Written:
     digest, crc, nbytes = hashlib.sha256(), 0, 0
     path = folder / sidecar.name
     path.parent.mkdir(exist_ok=True)
-    with path.open("wb") as f:
+    with as_ours(path), path.open("wb") as f:
         for piece in sidecar.chunks():
             f.write(piece)
             digest.update(piece)
@@ -123,10 +124,9 @@ def write_sidecar(sidecar: Sidecar, folder: Path, *, verify: bool) -> Written:
     if nbytes != sidecar.nbytes or sidecar.sha256 not in (None, written.sha256):
         raise InputError("has changed while it was converted", file=sidecar.name, hint="give the same command again")
     if verify:
-        with path.open("rb") as f:
+        with as_ours(path), path.open("rb") as f:
             if hashlib.file_digest(f, "sha256").hexdigest() != written.sha256:
-                text = "what was read back differs from what was written"
-                raise LocalIOError(text, file=sidecar.name, hint="check the disk and the memory")
+                raise LocalIOError(DIFFERS, file=sidecar.name, hint=DIFFERS_HINT)
     return written
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.source import LocalTarget
+from ckpttool.errors import LocalIOError
 from ckpttool.planner import Plan
 from ckpttool.readback import Stretch
 from ckpttool.slabwork import Writable
@@ -85,9 +86,13 @@ class Staged:
         return file
 
     def sync(self) -> None:
-        """Bring to the disk what lies here."""
+        """Bring to the disk what lies here. A file that does not get there is deleted, as `execute` says why."""
         for file in self._open.values():
-            file.sync()
+            try:
+                file.sync()
+            except LocalIOError:
+                file.path.unlink()
+                raise
 
     def close(self) -> None:
         """Close what is open."""

@@ -7,6 +7,7 @@ between its renames is either finished or taken back and made again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ckpttool.commit import move_in
+from ckpttool.commit import move_in, sync_folder
 from ckpttool.containers.source import LocalTarget
 from ckpttool.crc import crc32
 from ckpttool.errors import InputError, LocalIOError
@@ -39,14 +40,19 @@ def locked(place: Place) -> Iterator[None]:
     _refuse_strangers(place.partial)
     place.partial.mkdir(parents=True, exist_ok=True)
     path = place.partial / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    hint = "wait for it, or choose another TARGET"
+    busy = LocalIOError("another conversion is writing here", file=str(place.partial), hint=hint)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except FileNotFoundError as e:  # it has ended since, and taken the folder along
+        raise busy from e
     try:
         if not _lock(fd) or not _is_at(fd, path):
-            hint = "wait for it, or choose another TARGET"
-            raise LocalIOError("another conversion is writing here", file=str(place.partial), hint=hint)
+            raise busy
         yield
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # nothing was written by it
+            os.close(fd)
 
 
 def _refuse_strangers(partial: Path) -> None:
@@ -56,11 +62,18 @@ def _refuse_strangers(partial: Path) -> None:
     hint = "conversions are made there; move it away, or choose another TARGET"
     if partial.is_symlink() or not partial.is_dir():
         raise LocalIOError("is no folder of ours", file=str(partial), hint=hint)
-    names = {p.name for p in partial.iterdir()}
+    names = _names(partial)
     strangers = sorted(names - OURS) or sorted(names if "lock" not in names else ())
-    strangers += sorted(p.name for p in partial.iterdir() if p.is_symlink())
+    strangers += sorted(n for n in names if (partial / n).is_symlink())
     if strangers:
         raise LocalIOError(f"holds {strangers[0]}, which is not ours", file=str(partial), hint=hint)
+
+
+def _names(folder: Path) -> set[str]:
+    """What a folder holds; nothing where it has just been deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        return {p.name for p in folder.iterdir()}
+    return set()
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -140,13 +153,21 @@ def _is_there(plan: Plan, entry: Entry, held: Mapping[str, LocalTarget], freed: 
     return True
 
 
-def settle(plan: Plan, *, verify: bool) -> Conversion | None:
+def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion | None:
     """What an interrupted commit of this very plan has left: finished, or taken back to be made again.
 
     Only where the journal is complete: before that, a target of the same plan is an older one that is being replaced.
+    Where there is no journal any more, the last traces of a run are cleared away; a target that is whole is what it
+    made, unless it shall be overwritten: then it may be an older one.
     Returns the receipt where nothing but the traces was left to clear away, None where there is work to do.
     """
     place = plan.place
+    if _is_cleared(place):
+        receipt = _receipt_of(place.receipt, plan.digest)
+        done = not overwrite and receipt is not None and (receipt.verified or not verify) and _is_whole(place)
+        with locked(place):
+            discard(place)
+        return receipt if done else None
     entries = read_entries(place.partial / "journal", plan.digest)
     if entries is None or len({e.slab for e in entries}) < len(plan.slabs):
         return None
@@ -158,7 +179,8 @@ def settle(plan: Plan, *, verify: bool) -> Conversion | None:
         made = [os.path.lexists(path) for path in staged]
         there = [os.path.lexists(path) for path in place.finals]
         if all(there) and not any(made) and (receipt.verified or not verify):
-            discard(place)
+            sync_folder(place.path.parent)
+            _clear(place)
             return receipt
         if not place.is_folder:
             place.staged.mkdir(exist_ok=True)
@@ -166,6 +188,22 @@ def settle(plan: Plan, *, verify: bool) -> Conversion | None:
                 if is_there and not is_made:
                     final.replace(path)
     return None
+
+
+def _is_cleared(place: Place) -> bool:
+    """Whether a run has put its target in place, and was stopped when little more than the lock was left."""
+    there = all(os.path.lexists(path) for path in place.finals)
+    return there and place.partial.is_dir() and _names(place.partial) <= {"lock"}
+
+
+def _is_whole(place: Place) -> bool:
+    """Whether the target is as its receipt says."""
+    from ckpttool.verifier import verify  # it opens checkpoints; only what was interrupted needs it here
+
+    try:
+        return verify(place.path).ok
+    except (InputError, LocalIOError):
+        return False
 
 
 def _counterpart(place: Place, final: Path) -> Path:
@@ -194,15 +232,42 @@ def commit(plan: Plan, *, overwrite: bool) -> None:
         move_in(place.staged / place.receipt_name, place.receipt, overwrite=True)
     for final in place.finals:
         move_in(_counterpart(place, final), final, overwrite=overwrite)
-    discard(place)
+    _clear(place)
+
+
+def _clear(place: Place) -> None:
+    """`discard` where the target is in place. An old folder that lies here is renamed first: whoever comes when a part
+    of it is deleted must not take it for unfinished work."""
+    old = place.partial / "files.old"
+    try:
+        if place.is_folder and place.staged.exists():
+            _delete(old)
+            place.staged.replace(old)
+        discard(place)
+    except OSError as e:
+        text = f"is left over, and cannot be removed: {e.strerror or e}"
+        raise LocalIOError(text, file=str(place.partial), hint=f"{place.path.name} is complete; remove this") from e
 
 
 def discard(place: Place) -> None:
-    """Delete the folder of the conversion, the lock last: whoever gets it then finds nothing that is being deleted."""
+    """Delete the folder of the conversion: the journal after all that it tells of, so that a deletion that stops goes
+    on; the lock last: whoever gets it then finds nothing that is being deleted.
+    """
     for path in place.partial.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()
-    (place.partial / "lock").unlink(missing_ok=True)
-    place.partial.rmdir()
+        if path.name not in ("journal", "lock"):
+            _delete(path)
+    for name in ("journal", "lock"):
+        (place.partial / name).unlink(missing_ok=True)
+    try:
+        place.partial.rmdir()
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # the next one is here already
+            raise
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder with all that is in it, or a file; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
