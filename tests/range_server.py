@@ -211,17 +211,33 @@ def cut(n: int) -> Fault:
     return fault
 
 
+def short(n: int) -> Fault:
+    """`n` bytes of the range in chunks, properly ended, under a Content-Range that has all of it."""
+
+    def fault(handler: Handler) -> bool:
+        first, stop, size = handler.wanted()
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {first}-{stop - 1}/{size}")
+        handler.send_header("ETag", handler.etag())
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.send(f"{n:x}\r\n".encode() + handler.part(first, first + n) + b"\r\n0\r\n\r\n")
+        return True
+
+    return fault
+
+
 def redirect(target: str, code: int = 302) -> Fault:
     """To another address."""
     return status(code, Location=target)
 
 
-def drip(event: threading.Event) -> Fault:
+def drip(event: threading.Event, code: int = 206) -> Fault:
     """The head at once, then a byte at a time, until `event` is set."""
 
     def fault(handler: Handler) -> bool:
         first, stop, size = handler.wanted()
-        handler.send_response(206)
+        handler.send_response(code)
         handler.send_header("Content-Range", f"bytes {first}-{stop - 1}/{size}")
         handler.send_header("Content-Length", str(stop - first))
         handler.send_header("ETag", handler.etag())

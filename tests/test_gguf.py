@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ckpttool.containers import gguf as ours
+from ckpttool.containers import gguf_values
 from ckpttool.containers.ggml_types import GGML_TYPES, REMOVED
 from ckpttool.containers.gguf import Array, Scalar, ValueType
 from ckpttool.containers.layout import FileLayout, Row
@@ -130,6 +131,13 @@ def test_arrays_decode_when_asked() -> None:
     assert list(Array(ValueType.bool, 2, b"\1\0")) == [True, False]
     assert Array(ValueType.bool, 2, b"\1\0").numpy().dtype == np.bool_
     assert "x" * 50 not in repr(ours.string_array(["x" * 50]))
+
+
+def test_numbers_are_little_endian_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "byteorder", "big")  # this machine's are turned, which shows that those of one would be
+    assert gguf_values.i32_array([1, -2]).data == struct.pack(">2i", 1, -2)
+    monkeypatch.undo()
+    assert gguf_values.i32_array([1, -2]).data == struct.pack("<2i", 1, -2)
 
 
 def test_arrays_asked_for_what_they_are_not() -> None:

@@ -20,7 +20,7 @@ import range_server as web
 from commandline import run
 
 from ckpttool import inspect, open_checkpoint, threads
-from ckpttool.containers import answers, gguf, limits, patience, safetensors, stores
+from ckpttool.containers import answers, exchange, gguf, limits, patience, safetensors, stores
 from ckpttool.containers.http import HttpRanges
 from ckpttool.containers.patience import Patience
 from ckpttool.containers.remote import RemoteFile, RemoteHead, RemotePath
@@ -198,6 +198,13 @@ def test_a_reset_at_any_byte(server: web.Server, at: int) -> None:
     assert ranges(server).fetch(0, 10_240) == DATA
 
 
+def test_a_body_that_ends_too_early_goes_on_where_it_did(server: web.Server) -> None:
+    """It ends as a body in chunks does: only its Content-Range tells that bytes are missing."""
+    server.faults[PATH] = [web.short(10), web.short(7)]
+    assert ranges(server).fetch(0, 100) == DATA[:100]
+    assert [r.range for r in server.log] == ["bytes=0-99", "bytes=10-99", "bytes=17-99"]
+
+
 def test_a_server_that_always_breaks_off(server: web.Server) -> None:
     server.always[PATH] = web.cut(0)
     assert "5 times" in str(refused(server))
@@ -274,6 +281,20 @@ def test_a_list_of_files_that_drips_ends(monkeypatch: pytest.MonkeyPatch) -> Non
                 open_checkpoint("hf://org/tiny")
         finally:
             over.set()
+
+
+def test_what_nobody_waits_for_any_more_is_left(server: web.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is closed while the server still sends."""
+    monkeypatch.setattr(patience, "PATIENCE", Patience(total=0.1, pauses=()))
+    over, left = threading.Event(), threading.Event()
+    drip = web.drip(over, 200)
+    server.always[PATH] = lambda handler: drip(handler) and (left.set() or True)
+    try:
+        with pytest.raises(NetworkError, match="too slow"):
+            exchange.document(server.url(PATH), {}, "x", 1 << 20, lambda response: NetworkError("no"))
+        assert left.wait(20)
+    finally:
+        over.set()
 
 
 def test_a_header_is_held_twice_at_most() -> None:
@@ -563,6 +584,25 @@ def test_an_address_that_has_run_out_is_asked_for_anew(server: web.Server, code:
         assert file.fetch(0, 5) + file.fetch(5, 9) == DATA[:9]
         assert [r.path for r in store.log] == ["/1", "/1", "/2"]
         assert [r.headers.get("authorization") for r in server.log] == ["Bearer secret"] * 2
+
+
+def test_a_redirect_of_many_words(server: web.Server) -> None:
+    """Its body is not read to the end."""
+    server.files["/moved"] = DATA
+
+    def wordy(handler: web.Handler) -> bool:
+        handler.answer(302, b"x" * 5_000_000, {"Location": "/moved"})
+        return True
+
+    server.always[PATH] = wordy
+    assert ranges(server).fetch(0, 5) == DATA[:5]
+
+
+def test_an_error_that_the_library_has_no_class_for() -> None:
+    """As a user's own client may raise, which decodes what we do not."""
+    library, _ = exchange.session()
+    with pytest.raises(NetworkError, match="the server misbehaves: bad gzip"), answers.translated(library, "x"):
+        raise library.DecodingError("bad gzip")
 
 
 def test_redirects_without_end(server: web.Server) -> None:

@@ -7,9 +7,11 @@ import hashlib
 import os
 import random
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,6 +257,41 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LocalIOError, match=r"x: cannot reserve 5000 bytes: No space left.*bytes are free.*free some"):
         LocalTarget.create(tmp_path / "x", 5000)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_disk_that_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not told as a full one."""
+    monkeypatch.setattr(os, "posix_fallocate", _raiser(errno.EIO), raising=False)
+    with pytest.raises(LocalIOError, match=r"x: cannot reserve 5000 bytes: Input/output error") as caught:
+        LocalTarget.create(tmp_path / "x", 5000)
+    assert "free" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_macos_is_told_to_empty_the_drives_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that does not know that call is synced by the weaker one."""
+    calls: list[tuple[str, ...]] = []
+
+    def stronger(fd: int, command: str) -> None:
+        calls.append((command,))
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+    with LocalTarget.create(tmp_path / "x", 10) as target:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setitem(sys.modules, "fcntl", SimpleNamespace(fcntl=stronger, F_FULLFSYNC="full"))
+        monkeypatch.setattr(os, "fsync", lambda fd: calls.append(("fsync",)))
+        target.sync()
+        monkeypatch.undo()
+    assert calls == [("full",), ("fsync",)]
+
+
+def test_a_duplicate_outlives_the_name(tmp_path: Path) -> None:
+    with LocalTarget.create(tmp_path / "x", 10) as target:
+        target.writeall(0, b"0123456789")
+        fd = target.duplicate()
+    (tmp_path / "x").unlink()
+    assert os.pread(fd, 10, 0) == b"0123456789"
+    os.close(fd)
 
 
 @pytest.mark.parametrize(

@@ -118,15 +118,12 @@ class HttpRanges:
         it did."""
         stop = stop if self.size is None else min(stop, self.size)
         while first + len(got) < stop or self.size is None:
-            before = len(got)
             try:
-                self._once(first + before, stop, got, gone)
+                self._once(first + len(got), stop, got, gone)
             except Stale:  # a redirect's target lives for an hour, a long look at a repo may take more
                 self._hop = self._origin
                 continue
             stop = min(stop, self.size or 0)
-            if len(got) == before and first + before < stop:
-                raise Again("sends nothing")
 
     def _once(self, at: int, stop: int, got: Gathered, gone: threading.Event) -> None:
         """One answer's bytes to the end of `got`; of a whole file in place of a range, all or none."""

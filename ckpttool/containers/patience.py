@@ -56,7 +56,10 @@ def retried(call: Callable[[threading.Event], T], label: str, nbytes: int = 0) -
     patience = PATIENCE
     needs = nbytes / patience.slowest
     end = time.monotonic() + patience.altogether + needs
-    for tried, pause in enumerate((*patience.pauses, None), 1):
+    tried = 0
+    while True:
+        pause = patience.pauses[tried] if tried < len(patience.pauses) else None
+        tried += 1
         try:
             return threads.within(min(patience.total + needs, end - time.monotonic()), call)
         except TimeoutError as error:
@@ -70,4 +73,3 @@ def retried(call: Callable[[threading.Event], T], label: str, nbytes: int = 0) -
             if time.monotonic() + seconds > end:
                 raise again.error(label, f", {tried} times, and for too long") from again
         threads.pause(seconds)
-    raise AssertionError("the last try returns or raises")

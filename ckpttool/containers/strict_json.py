@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Never
@@ -39,11 +40,8 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; UntrustedError on duplicate keys."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise UntrustedError("duplicate key", key)
-            seen.add(key)
+        times = Counter(key for key, _ in pairs)
+        raise UntrustedError("duplicate key", next(key for key, n in times.items() if n > 1))
     return found
 
 
