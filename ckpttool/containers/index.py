@@ -42,8 +42,8 @@ def parse_index(source: Path | bytes, file: str | None = None) -> Index:
         more = limits.hint(limits.INDEX_FILES, "is it really the index of a checkpoint?")
         raise LimitError(what, file=file, field="weight_map", hint=more)
     for tensor, name in weight_map.items():
-        if type(name) is not str or (fault := _name_fault(name)) or name == file:
-            said = fault if type(name) is str and fault else "must be a file name"
+        if type(name) is not str or (fault := _name_fault(name)):
+            said = fault if type(name) is str else "must be a file name"
             raise InputError(
                 f"{said}: {name!r:.200}",
                 file=file,
@@ -90,7 +90,7 @@ def _total_size(value: dict[str, Any], file: str) -> int | None:
 @lru_cache(maxsize=1 << 10)
 def _name_fault(name: str) -> str:
     """Why `name` is no plain name of a safetensors file; empty when it is one."""
-    if not name or name in (".", ".."):
+    if name in ("", ".", ".."):
         return "is no file name"
     if any(c in "/\\:" or unicodedata.category(c) in ("Cc", "Cs") for c in name):
         return "leaves the folder, or holds a control character"
