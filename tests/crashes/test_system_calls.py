@@ -101,6 +101,7 @@ def judge(row: dict[str, Any], *, over: bool, is_file: bool, threads: bool) -> N
         assert row["status"] == 0, row
     if row["said"]:
         judge_words(row)
+        judge_synced(row)
     judge_verified(row, before, is_file=is_file)
     judge_again(row, over=over)
 
@@ -109,7 +110,7 @@ def judge_words(row: dict[str, Any]) -> None:
     """An exit code of 0 and a new target with nothing beside it; or of 4, one line, and a name in it."""
     said = row["said"]
     assert said["ours"], row
-    assert said["code"] in (0, 4), row
+    assert said["code"] in may_end_with(row["fault"], row["call"]["name"] if row["met"] else ""), row
     if said["code"] == 0:
         assert (row["state"], row["verified"], row["beside"]) == ("new", True, []), row
         return
@@ -117,6 +118,23 @@ def judge_words(row: dict[str, Any]) -> None:
     assert any(f"{n}: " in said["error"] or f"{n} at byte" in said["error"] for n in names), row
     assert "\n" not in said["error"], row
     assert len(said["error"]) < 2048, row
+
+
+def may_end_with(fault: str, call: str) -> tuple[int, ...]:
+    """No loss is passed over, and no interruption taken for one. What is closed, or made where it is there already, may
+    be unharmed; a byte that was not written may have been zero already."""
+    if fault == "EINTR":
+        return (0,) if call in (*strace.WRITING, *strace.SYNCING, *strace.SIZING, *strace.OPENING) else (0, 4)
+    kept = (*strace.WRITING, *strace.SYNCING, *strace.SIZING, *strace.RENAMING, *strace.OPENING)
+    return (4,) if call in kept and fault != "lost" else (0, 4)
+
+
+def judge_synced(row: dict[str, Any]) -> None:
+    """What the system could not bring to the disk is not gone on with: it would pass for written the next time. But the
+    receipt is written anew, and the journal is not believed."""
+    unsynced = row["fault"] in ("ENOSPC", "EIO", "EDQUOT") and row["call"]["name"] in strace.SYNCING and row["met"]
+    for path, there in zip(row["call"]["paths"], row["there"], strict=True):
+        assert not (unsynced and there) or Path(path).name.endswith(("receipt.json", "journal")), row
 
 
 def judge_verified(row: dict[str, Any], before: str, *, is_file: bool) -> None:
