@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ckpttool import damage
+from ckpttool import damage, declarations
 from ckpttool.archs import Arch, Claim, Dialect, Sizes, arch_named, arches
 from ckpttool.archs.joins import Extent, PartShape
 from ckpttool.containers import limits
@@ -194,6 +194,7 @@ def _named(path: str | Path, located: Located) -> Path | str:
     if isinstance(located.folder, LocalFolder):
         return Path(path)
     one = located.files[0]
+    notes += tuple(declarations.notes(config, weights, claims))
     return str(located.folder if len(located.files) > 1 else one)
 
 
@@ -321,7 +322,8 @@ def _config(beside: Mapping[str, Source]) -> tuple[Mapping[str, Any] | None, lis
     if CONFIG not in beside:
         return None, []
     try:
-        return read_object(beside[CONFIG], CONFIG), []
+        config = read_object(beside[CONFIG], CONFIG)
+        return config, list(declarations.faults(config))
     except CkptError as e:
         return None, [e]
 
