@@ -5,9 +5,10 @@ The plan sees headers and side files only. Whatever is wrong is collected and ra
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from ckpttool.place import Place, place
 from ckpttool.places import LocalFolder
 from ckpttool.sidecars import Assumed, Sidecar, gguf_keys
 from ckpttool.sidecars import sidecars as make_sidecars
-from ckpttool.steps import Kind, Slab, Step, make_steps
+from ckpttool.steps import Kind, Slab, Step, make_steps, slab_nbytes
 from ckpttool.target import Target
 from ckpttool.units import size
 
@@ -83,9 +84,10 @@ def make_plan(source: Checkpoint, target: Target) -> Plan:
     weights = placed(drafted, made.files)
     steps = tuple(make_steps(source.shapes, source.extents, extents_of(weights, claims, source.shapes), target.recipe))
     _refuse_lossy(target, steps)
-    slabs = tuple(slab for i, step in enumerate(steps) for slab in step.slabs(i))
+    nbytes = slab_nbytes(remote=any(not isinstance(f.place, Path) for f in source.files))
+    slabs = tuple(slab for i, step in enumerate(steps) for slab in step.slabs(i, nbytes))
     notes = (*source.notes, *made.notes, *_hints(target, steps), *_unpinned(source))
-    name = _digest(source, target, made, steps)
+    name = _digest(source, target, made, steps, nbytes)
     return Plan(source, target, made.place, made.files, made.sidecars, steps, slabs, made.assumed, notes, name)
 
 
@@ -177,16 +179,26 @@ def _refuse_nesting(source: Checkpoint, where: Place) -> None:
     }
     beneath = sources.union(*read.values())
     made_in = where.partial.resolve()
-    if any(made_in in (p, *p.parents) for p in beneath):
+    if _identities({made_in}) & _identities({x for p in beneath for x in (p, *p.parents)}):
         raise UsageError("is where the conversion would be made, and holds what it reads", file=str(made_in), hint=hint)
     if not where.is_folder:
-        if sources & {p.resolve() for p in (*where.finals, where.path)}:
+        if _identities(sources) & _identities({p.resolve() for p in (*where.finals, where.path)}):
             raise UsageError("TARGET is SOURCE", file=str(where.path), hint=hint)
         return
     read.setdefault("SOURCE", set()).update(p.parent for p in sources)
     for name, folders in read.items():
-        if any(goal == folder or goal in folder.parents for folder in folders):
+        if _identities({goal}) & _identities({p for folder in folders for p in (folder, *folder.parents)}):
             raise UsageError(f"TARGET is {name}, or holds it", file=str(where.path), hint=hint)
+
+
+def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
+    """Device and inode of what is there: by links, other mounts or another case too, one thing is one."""
+    found = set()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def _refuse_lossy(target: Target, steps: Sequence[Step]) -> None:
@@ -216,8 +228,8 @@ def _unpinned(source: Checkpoint) -> list[str]:
     return [f"{names[0]}: {what}; an interrupted conversion begins anew"] if names else []
 
 
-def _digest(source: Checkpoint, target: Target, made: _Made, steps: Sequence[Step]) -> str:
-    """What a resumed run must share with the first: source, layout, steps, recipe and version."""
+def _digest(source: Checkpoint, target: Target, made: _Made, steps: Sequence[Step], slab: int) -> str:
+    """What a resumed run must share with the first: source, layout, steps, recipe, bytes of a slab and version."""
     sha = hashlib.sha256()
     for item in (__version__, source_digest(source.files), *(repr(f) for f in made.files), *made.assumed):
         sha.update(f"{item}\n".encode())
@@ -227,5 +239,5 @@ def _digest(source: Checkpoint, target: Target, made: _Made, steps: Sequence[Ste
         sha.update(f"{s.name} {s.nbytes} {s.sha256}\n".encode())
     for step in steps:
         sha.update(f"{step.parts} {step.kind} {step.source.codec} {step.target.codec} {step.recipe}\n".encode())
-    sha.update(f"{target.lossless}".encode())
+    sha.update(f"{target.lossless} {slab}".encode())
     return sha.hexdigest()

@@ -20,6 +20,9 @@ from ckpttool.tensors import StoredTensor
 SLAB_NBYTES = 8 << 20
 """What a slab reads and writes together, where rows allow it: small enough to stay in the cache between stages."""
 
+REMOTE_SLABS = 4
+"""As many times that from a remote end: a request costs a round trip whatever it brings."""
+
 HOLDS = {"F32": ("F32",), "F16": ("F16", "F32"), "BF16": ("BF16", "F32"), "MXFP4": ("BF16", "F32"), "Q8_0": ("F32",)}
 """Which plain formats hold every value of a format (MXFP4's few exceptions stop the run)."""
 
@@ -159,10 +162,10 @@ class Step:
             return 0
         return (slab.stop - slab.start) * len(self.parts) * self.row_length * 8
 
-    def slabs(self, index: int) -> Iterator[Slab]:
-        """The step's slabs in order; they depend on nothing but the step."""
+    def slabs(self, index: int, nbytes: int) -> Iterator[Slab]:
+        """The step's slabs in order, each of about `nbytes` read and written, or of the fewest rows it may hold."""
         unit = self._unit
-        size = max(unit, SLAB_NBYTES // max(1, self._row_nbytes()) // unit * unit)
+        size = max(unit, nbytes // max(1, self._row_nbytes()) // unit * unit)
         cuts = sorted({0, self.rows} | {x.stop for s in (self.source, self.target) for e in s.extents for x in e})
         for start, stop in pairwise(cuts):
             for row in range(start, stop, size):
@@ -171,6 +174,11 @@ class Step:
     def io_nbytes(self, slab: Slab) -> int:
         """Bytes that `slab` reads and writes."""
         return (slab.stop - slab.start) * self._row_nbytes()
+
+
+def slab_nbytes(*, remote: bool) -> int:
+    """What a slab of a source here, or at a remote end, reads and writes together."""
+    return SLAB_NBYTES * REMOTE_SLABS if remote else SLAB_NBYTES
 
 
 def for_gpu(step: Step) -> bool:
