@@ -504,6 +504,7 @@ def test_a_file_that_is_replaced_while_its_second_range_is_read(
         (PermissionError("Forbidden"), NetworkError, "the store refuses: PermissionError: Forbidden"),
         (RuntimeError("NoCredentials"), NetworkError, "are the store's credentials set"),
         (FileNotFoundError("x"), NetworkError, "there is no such file"),
+        (ImportError("no aiohttp"), UsageError, "its driver is not installed: no aiohttp; install it with pip"),
     ],
 )
 def test_a_store_that_refuses(
@@ -526,6 +527,18 @@ def test_a_store_that_sends_more_or_less(
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path, start, end: bytes(end - start + more))
     with folder.file(one).open() as f, pytest.raises(NetworkError, match=says):
         f.readinto(0, bytearray(4))
+
+
+def test_a_store_that_sends_nothing_of_a_header(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda self, path, start, end: b"")
+    assert "ends at byte 0, before its size" in refused("memory://bucket/gguf/tiny-gpt-oss-auto.gguf")
+
+
+def test_a_sibling_that_is_not_there(memory: MemoryFileSystem) -> None:
+    folder, _ = stores.store_folder("memory://bucket/hf/model.safetensors.index.json")
+    assert folder.file("config.json").ranges.size == 1318
+    with pytest.raises(NetworkError, match=r"hf/gone\.json: there is no such file"):
+        folder.file("gone.json")
 
 
 def test_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
@@ -20,10 +21,10 @@ import range_server as web
 from commandline import run
 
 from ckpttool import inspect, open_checkpoint, threads
-from ckpttool.containers import answers, exchange, gguf, limits, patience, safetensors, stores
+from ckpttool.containers import answers, exchange, gguf, limits, patience, remote, safetensors, stores
 from ckpttool.containers.http import HttpRanges
 from ckpttool.containers.patience import Patience
-from ckpttool.containers.remote import RemoteFile, RemoteHead, RemotePath
+from ckpttool.containers.remote import RemoteFile, RemoteFolder, RemoteHead, RemotePath
 from ckpttool.errors import CkptError, InputError, LimitError, NetworkError, UsageError
 from ckpttool.inspection import reading
 from ckpttool.inspector import Asked, Inspector
@@ -137,6 +138,19 @@ def test_reads_anywhere(server: web.Server) -> None:
     assert (out, file.read(9_999, 1), file.read(17, 0)) == (DATA[7000:7300], DATA[9_999:10_000], b"")
     with pytest.raises(InputError, match="ends at byte 10240, 1 bytes early"):
         file.read(10_000, 241)
+
+
+def test_a_head_and_a_file_read_the_same(server: web.Server) -> None:
+    """A file asks for what is needed; a head gives what it has beyond that."""
+    with RemoteFile("x", ranges(server)) as file:
+        assert file.read_some(7, 10, 99) == DATA[7:17]
+    head = RemoteHead("x", ranges(server))
+    room = bytearray(10)
+    head.readinto(7, room)
+    head.readinto(0, bytearray())
+    assert room == DATA[7:17]
+    assert head.read_some(7, 10, 99) == DATA[7:106]
+    assert [r.range for r in server.log] == ["bytes=0-0", "bytes=7-16", "bytes=0-131071"]
 
 
 def test_an_empty_file(server: web.Server) -> None:
@@ -472,6 +486,31 @@ def test_a_file_that_is_not_the_listed_one(server: web.Server) -> None:
     assert "is of commit bbbbbbbbbbbb, not aaaaaaaaaaaa" in str(refused(server, commit="a" * 40))
 
 
+@pytest.mark.parametrize("listed", ["sha256", "git"])
+def test_a_side_file_that_is_not_the_listed_one(server: web.Server, listed: str) -> None:
+    """It is asked for once more, for something between may keep an old copy; then it is an error."""
+    sha256 = hashlib.sha256(DATA).hexdigest() if listed == "sha256" else None
+    git = remote.git_sha1(DATA) if listed == "git" else None
+
+    def path() -> RemotePath:
+        at = ranges(server)
+        at.sha256 = sha256
+        return RemotePath("x", "x", at, git)
+
+    def old(handler: web.Handler) -> bool:
+        handler.content = DATA[::-1]
+        handler.serve_range()
+        return True
+
+    server.faults[PATH] = [old]
+    assert path().read_bytes() == DATA
+    assert len(server.log) == 2
+    server.always[PATH] = old
+    with pytest.raises(NetworkError, match="what comes is not what is listed: its hash differs"):
+        path().read_bytes()
+    assert len(server.log) == 4
+
+
 def test_last_modified_stands_in_for_an_etag(server: web.Server) -> None:
     server.faults[PATH] = [web.with_headers(ETag="", Last_Modified="a"), web.with_headers(ETag="", Last_Modified="b")]
     file = ranges(server)
@@ -725,6 +764,17 @@ def test_no_password_of_a_store_in_errors(url: str) -> None:
     report = run("inspect", url, "--json")
     assert report.code in (2, 5)
     assert "secret" not in report.out + report.err
+
+
+def test_no_password_of_what_is_no_address() -> None:
+    with pytest.raises(UsageError, match="is no URL") as caught:
+        stores.without_secrets("https://user:secret@[x/y")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_folder_that_is_listed_has_no_other_files() -> None:
+    with pytest.raises(InputError, match="x/gone: no such file; check the name"):
+        RemoteFolder("x", {}).file("gone")
 
 
 @pytest.mark.parametrize("scheme", ["https", "hf"])
