@@ -20,7 +20,7 @@ from ckpttool.archs.joins import Extent, PartShape
 from ckpttool.containers import limits
 from ckpttool.containers.gguf_values import Array, Scalar, Value
 from ckpttool.containers.remote import FilePath, RemoteFolder, RemotePath, open_head
-from ckpttool.containers.source import LocalFile, ReadableFile
+from ckpttool.containers.source import LocalFile, ReadableFile, require_unchanged
 from ckpttool.containers.strict_json import Source, read_object
 from ckpttool.errors import CkptError, InputError, LimitError, UnconvertibleError, UsageError, raise_all
 from ckpttool.locate import Located, companions_in, lent_by, locate
@@ -62,6 +62,12 @@ class SourceFile:
     def path(self) -> Path:
         """Its path on this machine. UsageError where it is remote."""
         return self.place if isinstance(self.place, Path) else _not_here(self.place)
+
+    def require_unchanged(self, doing: str = "read") -> None:
+        """InputError where it is no longer the file whose header was read. Of a remote file each answer was held
+        against the first one."""
+        if isinstance(self.place, Path):
+            require_unchanged(self.place, self.name, (self.size, self.mtime_ns, self.identity), doing)
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,11 @@ class Checkpoint:
         from ckpttool.partview import PartView
 
         return PartView(self, name)
+
+    def require_unchanged(self, doing: str = "read") -> None:
+        """InputError where a file is no longer the one whose header was read: to be asked once its values were."""
+        for f in self.files:
+            f.require_unchanged(doing)
 
     @property
     def damage(self) -> tuple[CkptError, ...]:
@@ -183,6 +194,7 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, re
         if not problems:
             extents = extents_of(weights, claims.values(), shapes)
     notes = (*located.notes, *damage.notes(located, weights), *_trailing(headers, files))
+    notes += tuple(declarations.notes(config, weights, claims))
     return Checkpoint(
         _named(path, located), located.folder, located.container, files, weights, metadata, config, beside,
         arch, dialect, sizes, claims, shapes, extents, tuple(problems), notes, lender, lent,
@@ -194,7 +206,6 @@ def _named(path: str | Path, located: Located) -> Path | str:
     if isinstance(located.folder, LocalFolder):
         return Path(path)
     one = located.files[0]
-    notes += tuple(declarations.notes(config, weights, claims))
     return str(located.folder if len(located.files) > 1 else one)
 
 

@@ -86,6 +86,7 @@ class Derived:
             sources = {f.name: _kept(open_file(f.place, f.name), stack) for f in plan.source.files}
             sampled = [i for i in self._samples if all(at.file in made for at in self._ranges(i))]
             findings += self._slab_findings(sampled, sources, made, progress)
+        plan.source.require_unchanged()
         steps = Counter(str(plan.steps[plan.slabs[i].step].kind) for i in sampled)
         nbytes = sum(map(plan.written_nbytes, sampled))
         counts = (len(plan.sidecars), len(plan.slabs), len(sampled), nbytes)

@@ -179,6 +179,8 @@ class Inspector:
         if (asked.experts or asked.check) and measurement is None and self.damage is None:
             what = "headers alone were looked at: values of a remote checkpoint are read with --scales"
             findings = [*findings, Finding(Severity.info, "not-read", None, None, what, None)]
+        if self.damage is None:
+            self.checkpoint.require_unchanged()
         ordered = in_order(findings)
         return replace(
             report,

@@ -76,6 +76,10 @@ class PartView:
         for at, view in source.pieces:
             with open_file(self._checkpoint.places[at.file], at.file) as f:
                 f.readinto(at.offset, view.data)
+        read = {at.file for at, _ in source.pieces}
+        for file in self._checkpoint.files:
+            if file.name in read:
+                file.require_unchanged()
         out = np.empty((rows, parts, 4 * k), np.uint8)
         transcode(source.operand, Operand(F32_FLAT, (out,), parts), None)
         floats: Floats = out.view(np.float32)

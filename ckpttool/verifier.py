@@ -206,6 +206,7 @@ class Here:
                 text = f"{name}: {f.size} bytes, the receipt says {nbytes}"
                 return CheckedFile(name, nbytes, None, False), [text]
             sha256, crc, crcs = _hashes(f, tensors, progress)
+            f.require_unchanged()
         bad = [t["name"] for t, found in zip(tensors, crcs, strict=True) if t["crc32"] != f"{found:08x}"]
         findings = [f"{name}: {tensor}: its bytes have changed" for tensor in bad]
         by = "crc32" if row["sha256"] is None else "sha256"

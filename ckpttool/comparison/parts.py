@@ -107,7 +107,7 @@ def compare_parts(
     no data is read, and what both have has no status. `watch` sees the rows that differ while they are at hand.
 
     Raises:
-        InputError: a file that has shrunk since its header was read.
+        InputError: a file that has changed since its header was read.
     """
     held = holdings(a, b)
     work = list(groups(*held))
@@ -116,6 +116,8 @@ def compare_parts(
         with contextlib.ExitStack() as stack:
             files = [_opened(x, stack) for x in (a, b)]
             _run(_Run(work, states, files[0], files[1], progress, watch), workers)
+        a.require_unchanged()
+        b.require_unchanged()
     rows = [_row(name, held, states.get(name), headers_only) for name in _names(*held)]
     return (*rows, *_missing_experts(work))
 

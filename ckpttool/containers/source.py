@@ -164,6 +164,10 @@ class LocalFile(_Positional):
         self.mtime_ns: int = status.st_mtime_ns
         self.identity: tuple[int, int] = (status.st_dev, status.st_ino)
 
+    def require_unchanged(self) -> None:
+        """InputError where its path no longer leads to it, or it is no longer what it was when it was opened."""
+        require_unchanged(self.path, self.name, (self.size, self.mtime_ns, self.identity))
+
     def read(self, offset: int, n: int) -> bytes:
         """Exactly `n` bytes from `offset`. InputError when the file ends first."""
         if offset + n > self.size:
@@ -183,6 +187,20 @@ class LocalFile(_Positional):
     def read_some(self, offset: int, least: int, most: int) -> bytes:
         """Exactly `most` bytes: a local read of more costs no more. InputError when the file ends first."""
         return self.read(offset, most)
+
+
+Stamp = tuple[int, int, tuple[int, int]]
+"""What tells whether a file has changed: its size in bytes, mtime in nanoseconds, device and inode."""
+
+
+def require_unchanged(path: Path, name: str, seen: Stamp, doing: str = "read") -> None:
+    """InputError where the file at `path` is not the one that was `seen`: what was read may be of two versions."""
+    try:
+        status = path.stat()
+    except OSError as e:
+        raise InputError(f"has gone while it was {doing}", file=name, hint="put it back, and start again") from e
+    if (status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino)) != seen:
+        raise InputError(f"has changed while it was {doing}", file=name, hint="give the same command again")
 
 
 def _reason(error: OSError) -> str:

@@ -156,6 +156,8 @@ class Validator:
         """
         values = None if self._asked.level == "structure" else self._values(judge, workers, progress)
         found = self._walk.run(progress) if self._walk and self._walk.inputs else None
+        self._reference.require_unchanged()
+        self._candidate.require_unchanged()
         return self._report(values, found)
 
     def _values_nbytes(self) -> int:
