@@ -278,6 +278,40 @@ def test_a_source_that_changes_meanwhile_is_an_error(
     assert ckpttool.convert(small, tmp_path / "out", to="bf16").run["slabs_resumed"] == 0
 
 
+def test_a_source_that_goes_meanwhile_is_an_error(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is open can still be read, but nobody could tell any more of what the target is made."""
+    original = Journal.add
+
+    def add(self: Journal, entry: Entry) -> None:
+        original(self, entry)
+        (small / "model.safetensors").unlink(missing_ok=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", add)
+        with pytest.raises(InputError, match=r"model\.safetensors: has gone while it was converted; put it back"):
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+
+
+def test_folders_in_the_target_are_brought_to_the_disk(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = small / "additional_chat_templates" / "tool.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ messages }}")
+    synced = []
+    original = execute.sync_folder
+
+    def sync(folder: Path) -> None:
+        synced.append(folder.name)
+        original(folder)
+
+    monkeypatch.setattr(execute, "sync_folder", sync)
+    ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert synced == ["additional_chat_templates", "files"]
+    assert (tmp_path / "out" / template.relative_to(small)).read_text() == "{{ messages }}"
+
+
 def test_a_source_that_is_cut_off_meanwhile_is_an_error(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
