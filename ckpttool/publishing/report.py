@@ -33,7 +33,8 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes from and to the Hub (headers not counted), and requests; in a dry run those that are foreseen."""
+    """What weights read from the Hub and publishing take: bytes of bodies, and requests; in a dry run those that are
+    foreseen. To open a source (its list, headers and side files) comes beside, as `inspect` does it."""
 
     down_nbytes: int = 0
     up_nbytes: int = 0
