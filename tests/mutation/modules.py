@@ -24,19 +24,19 @@ GROUPS = {
         ),
         (
             "test_safetensors.py", "test_gguf.py", "test_strict_json.py", "test_shards.py", "test_source.py",
-            "contracts/test_containers.py", "hostile", "test_limits.py", "test_changing_sources.py",
+            "contracts/test_containers.py", "hostile/test_headers.py", "hostile/test_limits.py",
+            "test_changing_sources.py",
         ),
         (),
     ),
     "execute": Group(
         (
-            "execute.py", "workplace.py", "commit.py", "journal.py", "staged.py", "readback.py", "slabwork.py",
-            "preflight.py", "steps.py", "sidecars.py", "threads.py",
+            "journal.py", "commit.py", "preflight.py", "workplace.py", "execute.py", "staged.py", "readback.py",
+            "slabwork.py", "sidecars.py", "steps.py", "threads.py",
         ),
         (
             "test_journal.py", "test_steps.py", "test_threads.py", "test_target.py", "test_staging.py",
-            "test_execute.py", "test_convert_hf.py", "test_convert_gguf.py", "contracts/test_dialects.py",
-            "test_companions.py", "test_changing_sources.py",
+            "test_execute.py", "test_companions.py", "test_changing_sources.py",
         ),
         ("test_execute.py",),
     ),

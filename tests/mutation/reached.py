@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
 Trace = Callable[[FrameType, str, Any], Any]
+
+CALLS = 100
+"""Calls of one function by one test that are traced; later ones seldom reach another line."""
 
 
 class Reached:
@@ -28,6 +31,7 @@ class Reached:
         self.seconds: dict[str, float] = {}
         self.failed: set[str] = set()
         self._now: dict[str, set[int]] = {}
+        self._calls = Counter[CodeType]()
         self._tracers = {path: self._tracer(module) for path, module in modules.items()}
 
     def _tracer(self, module: str) -> Trace:
@@ -38,13 +42,18 @@ class Reached:
         return trace
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Trace | None:
-        found = self._tracers.get(frame.f_code.co_filename)
-        return found and found(frame, event, arg)
+        code = frame.f_code
+        found = self._tracers.get(code.co_filename)
+        if found is None or self._calls[code] >= CALLS:
+            return None
+        self._calls[code] += 1
+        return found(frame, event, arg)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """Trace one test with its fixtures."""
         self._now = defaultdict(set)
+        self._calls.clear()
         threading.settrace(self._enter)
         sys.settrace(self._enter)
         begun = perf_counter()

@@ -117,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--group", choices=GROUPS)
     parser.add_argument("--module", action="append")
+    parser.add_argument("--tests", nargs="+", help="only these test files, by their paths in tests")
     parser.add_argument("--only", default="", help="validations with this in their names")
     parser.add_argument("--show", action="store_true", help="say which test notices each")
     args = parser.parse_args()
@@ -149,7 +150,7 @@ def main() -> None:
 
         settings.register_profile("no shrinking", phases=(Phase.explicit, Phase.generate), database=None)
         settings.load_profile("no shrinking")
-        code = Remover(root, Path(folder), body).run(list(test_files(root, group.tests)))
+        code = Remover(root, Path(folder), body).run(list(test_files(root, args.tests or group.tests)))
     print(f"{name}: {total}")
     sys.exit(code or not total.passes)
 
