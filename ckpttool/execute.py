@@ -224,6 +224,7 @@ def _convert(run: _Run, limits: Limits, using: Resources, verify: bool, begun: f
         sidecars = {s.name: write_sidecar(s, place.staged, verify=verify) for s in plan.sidecars}
         outcome = Outcome(run.done, run.checks, run.hashes if verify else None, sidecars, len(run.resumed), using)
         _sync(place, staged)
+        run.journal.sync()
         ended = perf_counter()
         outcome.seconds = {
             "total": ended - begun,

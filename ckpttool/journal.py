@@ -120,6 +120,11 @@ class Journal:
             if os.write(self._fd, line) != len(line):  # the rest of a full disk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def sync(self) -> None:
+        """Bring to the disk what was added."""
+        with self._lock, as_ours(self._path):
+            os.fsync(self._fd)
+
     def close(self) -> None:
         """Close the file; again is fine. A thread that is late then cannot write into another file of that number."""
         with self._lock, as_ours(self._path):

@@ -70,8 +70,8 @@ def _refuse_strangers(partial: Path) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    """What a folder holds; nothing where it has just been deleted."""
-    with contextlib.suppress(FileNotFoundError):
+    """What a folder holds; nothing where there is none, or it has just been deleted."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return {p.name for p in folder.iterdir()}
     return set()
 
@@ -157,21 +157,21 @@ def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion |
     """What an interrupted commit of this very plan has left: finished, or taken back to be made again.
 
     Only where the journal is complete: before that, a target of the same plan is an older one that is being replaced.
-    Where there is no journal any more, the last traces of a run are cleared away; a target that is whole is what it
-    made, unless it shall be overwritten: then it may be an older one.
+    Where nothing but traces is left, with no journal that tells of what, they are cleared away; a target that is whole
+    is what was made, unless it shall be overwritten: then it may be an older one.
     Returns the receipt where nothing but the traces was left to clear away, None where there is work to do.
     """
     place = plan.place
-    if _is_cleared(place):
-        receipt = _receipt_of(place.receipt, plan.digest)
+    entries = read_entries(place.partial / "journal", plan.digest) or ()
+    complete = len({e.slab for e in entries}) == len(plan.slabs)
+    if not complete and not _is_cleared(place):
+        return None
+    receipt = _receipt_of(place.receipt, plan.digest)
+    if not complete:
         done = not overwrite and receipt is not None and (receipt.verified or not verify) and _is_whole(place)
         with locked(place):
             discard(place)
         return receipt if done else None
-    entries = read_entries(place.partial / "journal", plan.digest)
-    if entries is None or len({e.slab for e in entries}) < len(plan.slabs):
-        return None
-    receipt = _receipt_of(place.receipt, plan.digest)
     if receipt is None:
         return None
     with locked(place):
@@ -191,9 +191,12 @@ def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion |
 
 
 def _is_cleared(place: Place) -> bool:
-    """Whether a run has put its target in place, and was stopped when little more than the lock was left."""
+    """Whether a run has put its target in place, and its folder holds no file any more that it has made. Its journal
+    may be gone, or never have got to a disk that lost its power."""
     there = all(os.path.lexists(path) for path in place.finals)
-    return there and place.partial.is_dir() and _names(place.partial) <= {"lock"}
+    names = _names(place.partial)
+    ours = place.partial.is_dir() and names <= OURS and ("lock" in names or not names)
+    return there and ours and not _names(place.staged)
 
 
 def _is_whole(place: Place) -> bool:

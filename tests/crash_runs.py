@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -40,11 +41,16 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-def in_child(body: Callable[[], None]) -> int:
+def in_child(body: Callable[[], object]) -> int:
     """The wait status of a child that runs `body`: 0, 256 * exit code, or the number of the signal that ended it."""
     pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
+    if not pid:
+        run_and_exit(body)
+    return os.waitpid(pid, 0)[1]
+
+
+def run_and_exit(body: Callable[[], object]) -> NoReturn:
+    """Run `body` and end this process: with 0, or with the exit code that the command line has for the error."""
     try:
         body()
     except BaseException as e:
@@ -137,6 +143,67 @@ def kill_everywhere(request: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def verdict(target: Path) -> str:
+    """What `ckpttool verify` says of the target: "ok", what it finds, or why it cannot tell."""
+    try:
+        found = ckpttool.verify(target)
+    except ckpttool.CkptError as e:
+        return f"{type(e).__name__}: {e}"
+    return "ok" if found.ok else "; ".join(found.findings)
+
+
+def state(target: Path) -> dict[str, Any]:
+    """What a reader finds beside the unfinished conversion, and how many slabs of that one are written down."""
+    beside = {n: s for n, s in tree(target.parent).items() if not n.startswith(f"{target.name}.partial/")}
+    journal = target.with_name(f"{target.name}.partial") / "journal"
+    lines = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
+    return {"finals": beside, "verdict": verdict(target), "lines": lines}
+
+
+def killed_after(seconds: float, body: Callable[[], object], begun: Path | None = None) -> int:
+    """The wait status of a child that runs `body`, and is killed after so many seconds, or that long after a file
+    has come to be.
+    """
+    pid = os.fork()
+    if not pid:
+        run_and_exit(body)
+    while begun and not begun.exists() and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.001)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL)  # it may have ended: until it is waited for, its number is still its own
+    return os.waitpid(pid, 0)[1]
+
+
+def killed_at_random(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Kill conversions at random moments, half of them again as they go on, and then let them end. A row for each
+    that ended, with the state after each of its deaths; `kills` deaths in all. Half of the moments are any from the
+    start on, half lie in the work, which is shorter than what goes before.
+    """
+    chance, work, rows, kills = random.Random(request["seed"]), Path(request["work"]), [], 0
+
+    def once() -> float:
+        target, begun = target_in(work, request), time.perf_counter()
+        in_child(lambda: convert(request, target))
+        return time.perf_counter() - begun
+
+    span = sorted(once() for _ in range(5))[2]
+    while kills < request["kills"]:
+        target, deaths, again = target_in(work, request), [], {}
+        while not deaths or chance.random() < 0.5:
+            begun, most = chance.choice(
+                [(None, span), (target.with_name(f"{target.name}.partial") / "journal", span / 3)]
+            )
+            status = killed_after(chance.uniform(0, most), lambda t=target: convert(request, t), begun)
+            if status != signal.SIGKILL:  # it was faster
+                again = {"status": status}
+                break
+            deaths.append(state(target))
+        kills += len(deaths)
+        again = again or resume(request, target)
+        rows.append({"deaths": deaths, "again": again, "tree": tree(work), "verdict": verdict(target)})
+    return rows
+
+
 def torn(request: dict[str, Any]) -> list[dict[str, Any]]:
     """Die after journal line `lines`, tear the last line at every byte (and change each byte), resume."""
     work, rows = Path(request["work"]), []
@@ -226,7 +293,7 @@ def peak(request: dict[str, Any]) -> dict[str, int]:
 
 
 SCENARIOS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    f.__name__: f for f in (kill_everywhere, torn, damaged_partial, limited, signalled, peak)
+    f.__name__: f for f in (kill_everywhere, killed_at_random, torn, damaged_partial, limited, signalled, peak)
 }
 
 
