@@ -15,6 +15,9 @@ from ckpttool.target import LEGAL
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PATH = click.Path(readable=False)
+"""What may not be read is for those to say who read it: that is no fault of the command line."""
+
 EXITS = "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 bad input, 4 local I/O, 5 network, 6 a limit, 70 a bug."
 
 
@@ -89,8 +92,8 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command(epilog=CONVERT_EPILOG)
-@click.argument("source", type=click.Path())
-@click.argument("target", type=click.Path())
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH)
 @click.option("--to", **_words(*LEGAL), help="What to write; x.gguf as TARGET says gguf.")
 @click.option(
     "--experts",
@@ -122,7 +125,7 @@ def cli(context: click.Context) -> None:
 @click.option("--max-shard-size", metavar="SIZE", help="Default: 5GB for safetensors; a GGUF is one file.")
 @click.option(
     "--reference",
-    type=click.Path(),
+    type=PATH,
     metavar="DIR",
     help="Take missing config, tokenizer, template, licence from DIR, or org/repo.",
 )
@@ -131,13 +134,13 @@ def cli(context: click.Context) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace TARGET once the new one is complete.")
 @click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
 @click.option("--free-disk", is_flag=True, help="To the Hub: delete each file here once the Hub has it.")
-@click.option("--workdir", type=click.Path(), metavar="DIR", help="To the Hub: make the files there, not here.")
+@click.option("--workdir", type=PATH, metavar="DIR", help="To the Hub: make the files there, not here.")
 @click.option("--force", is_flag=True, help="To the Hub: convert though the repo is up to date.")
 @click.option("--private/--public", default=None, help="Of a repo that is made now. Default: the account's.")
 @click.option("--revision", metavar="BRANCH", help="Publish there; made from main if missing. Default: main.")
 @click.option("--pr", is_flag=True, help="Open a pull request instead of changing the branch.")
 @click.option(
-    "--validation", type=click.Path(), metavar="FILE", help="Put the figures of `ckpttool validate --json` in the card."
+    "--validation", type=PATH, metavar="FILE", help="Put the figures of `ckpttool validate --json` in the card."
 )
 @click.option("--quantized-by", metavar="NAME", help="Whom the card names.")
 @click.option("--allow-endpoint", is_flag=True, help="Send the token to another host than the Hub's, or without TLS.")
@@ -228,15 +231,13 @@ Examples:
 
 
 @cli.command(epilog=INSPECT_EPILOG)
-@click.argument("source", type=click.Path())
+@click.argument("source", type=PATH)
 @click.option("--tensors", metavar="GLOB", help="These alone, one a line: names of weights, stored tensors or parts.")
 @click.option("--scales", is_flag=True, help="Count block scales by exponent, for each tensor and expert.")
 @click.option("--codes", is_flag=True, help="Count MXFP4 codes: saturated, -0, zero blocks; who quantized. Reads all.")
 @click.option("--experts", is_flag=True, help="Every layer with experts, and each expert's scales against the others'.")
 @click.option("--check", is_flag=True, help="Look for damage, in values too; exit 1 where something is an error.")
-@click.option(
-    "--html", type=click.Path(), metavar="FILE", help="Write a page of it, scales and experts too ([report] extra)."
-)
+@click.option("--html", type=PATH, metavar="FILE", help="Write a page of it, scales and experts too ([report] extra).")
 @_shared
 def inspect(source: str, html: str | None, as_json: bool, debug: bool, **options: Any) -> None:
     """Show what the checkpoint SOURCE holds: a summary, formats and shapes of its tensors, and what is wrong with it.
@@ -270,7 +271,7 @@ Examples:
 
 
 @cli.command(epilog=ESTIMATE_EPILOG)
-@click.argument("source", type=click.Path())
+@click.argument("source", type=PATH)
 @click.option("--context", type=click.IntRange(1), metavar="N", help="Tokens a sequence. Default: 8192, or all it has.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Sequences at once.")
 @click.option("--kv-cache-dtype", **_words("fp16", "fp8"), default="fp16", show_default=True, help="fp16: BF16 too.")
@@ -312,9 +313,9 @@ Examples:
 
 
 @cli.command(epilog=DOCTOR_EPILOG)
-@click.argument("source", type=click.Path(), required=False)
+@click.argument("source", type=PATH, required=False)
 @click.option("--gpu", metavar="NAME|sm_N|cpu", help="As if this were here: T4, sm_120, MI300X, 4 x L40S ...")
-@click.option("--python", type=click.Path(), metavar="PATH", help="The packages of this interpreter or environment.")
+@click.option("--python", type=PATH, metavar="PATH", help="The packages of this interpreter or environment.")
 @click.option("--with", "extra", multiple=True, metavar="PKG=VERSION", help="As if it were installed; none: as if not.")
 @click.option("--log", type=click.Path(allow_dash=True), metavar="FILE|-", help="Look for known messages in a log.")
 @click.option("--require", **_words("native"), help="Exit 1 unless every installed runtime takes this path.")
@@ -349,8 +350,8 @@ and nothing of values: `identical` is then null."""
 
 
 @cli.command(epilog=DIFF_EPILOG)
-@click.argument("a", type=click.Path())
-@click.argument("b", type=click.Path())
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @click.option("--headers-only", is_flag=True, help="Compare what headers and config say; read no tensor data.")
 @_shared
 def diff(a: str, b: str, headers_only: bool, as_json: bool, debug: bool) -> None:
@@ -386,10 +387,10 @@ not what the receipt says was converted."""
 
 
 @cli.command(epilog=VERIFY_EPILOG)
-@click.argument("target", type=click.Path())
-@click.option("--source", type=click.Path(), metavar="SOURCE", help="Also that TARGET is what this gives.")
+@click.argument("target", type=PATH)
+@click.option("--source", type=PATH, metavar="SOURCE", help="Also that TARGET is what this gives.")
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="Slabs to convert again. Default: 32, or more.")
-@click.option("--reference", type=click.Path(), metavar="DIR", help="Where the receipt's --reference lies now.")
+@click.option("--reference", type=PATH, metavar="DIR", help="Where the receipt's --reference lies now.")
 @_shared
 def verify(
     target: str, source: str | None, samples: int | None, reference: str | None, as_json: bool, debug: bool
@@ -426,7 +427,7 @@ Examples:
 
 
 @cli.command(epilog=UPLOAD_EPILOG)
-@click.argument("folder", metavar="DIR", type=click.Path())
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.argument("repo", metavar="REPO")
 @click.option("--private/--public", default=None, help="Of a repo that is made now. Default: the account's.")
 @click.option("--revision", metavar="BRANCH", help="Publish there; made from main if missing. Default: main.")
@@ -434,7 +435,7 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Check all, say what would go up, and send nothing.")
 @click.option("--card-only", is_flag=True, help="Write the model card alone; with --dry-run print it.")
 @click.option(
-    "--validation", type=click.Path(), metavar="FILE", help="Put the figures of `ckpttool validate --json` in the card."
+    "--validation", type=PATH, metavar="FILE", help="Put the figures of `ckpttool validate --json` in the card."
 )
 @click.option("--quantized-by", metavar="NAME", help="Whom the card names.")
 @click.option("--message", metavar="TEXT", help="The commit's title.")
@@ -483,16 +484,16 @@ Examples:
 
 
 @cli.command(epilog=VALIDATE_EPILOG)
-@click.argument("reference", type=click.Path())
-@click.argument("candidate", type=click.Path(), required=False)
+@click.argument("reference", type=PATH)
+@click.argument("candidate", type=PATH, required=False)
 @click.option(
     "--level", **_words("structure", "values", "forward"), default="forward", show_default=True, help="How far to go."
 )
-@click.option("--text", type=click.Path(), metavar="FILE", help="What both predict. Default: a text of the package.")
+@click.option("--text", type=PATH, metavar="FILE", help="What both predict. Default: a text of the package.")
 @click.option("--tokens", type=int, metavar="N", help="Of the text, in sequences of 512. Default: 2048; on a GPU 4096.")
 @click.option(
     "--prompts",
-    type=click.Path(),
+    type=PATH,
     metavar="FILE.jsonl",
     help='Conversations too, by the chat template: {"messages": [...], "answer": "..."} a line.',
 )
@@ -508,7 +509,7 @@ Examples:
 @click.option("--min-top1", type=float, metavar="X", help="The least share of tokens with the same most probable one.")
 @click.option("--max-ppl-ratio", type=float, metavar="X", help="The most that perplexity may grow.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="The least SQNR of each lossy part and expert.")
-@click.option("--html", type=click.Path(), metavar="FILE", help="Write a page of it ([report] extra).")
+@click.option("--html", type=PATH, metavar="FILE", help="Write a page of it ([report] extra).")
 @click.option(
     "--via",
     multiple=True,
@@ -516,7 +517,7 @@ Examples:
     help="No CANDIDATE: convert to bf16, mxfp4, openai, gguf, gguf:q8_0 ... and back, and validate that.",
 )
 @click.option("--then", **_words("bf16", "gguf"), help="With --via: come back to this. Default: the form of REFERENCE.")
-@click.option("--csv", type=click.Path(), metavar="FILE", help="With --via: write the table too.")
+@click.option("--csv", type=PATH, metavar="FILE", help="With --via: write the table too.")
 @_shared
 def validate(
     reference: str,

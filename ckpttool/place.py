@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckpttool.errors import UsageError
+
 RECEIPT_NAME = "ckpttool.receipt.json"
 RECEIPT_SUFFIX = ".receipt.json"
+NAME_LIMIT = 255
+"""Bytes of a file name, on every file system in use."""
 
 
 @dataclass(frozen=True)
@@ -50,5 +55,13 @@ class Place:
 
 
 def place(path: Path, is_folder: bool, names: Sequence[str]) -> Place:
-    """The place of a target; `path` is made absolute, so that a later change of directory does not matter."""
-    return Place(path.absolute(), is_folder, tuple(names))
+    """The place of a target; `path` is made absolute, so that a later change of directory does not matter.
+
+    Raises:
+        UsageError: a file there would have a longer name than file systems take.
+    """
+    made = Place(path.absolute(), is_folder, tuple(names))
+    longest = max((made.partial.name, made.receipt_name, *names), key=lambda n: len(os.fsencode(n)))
+    if len(os.fsencode(longest)) > NAME_LIMIT:
+        raise UsageError("TARGET's name is too long for the files beside it", file=longest, hint="give a shorter one")
+    return made

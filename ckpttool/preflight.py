@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from ckpttool.commit import exists_error
-from ckpttool.errors import InputError, LocalIOError, UsageError
+from ckpttool.errors import InputError, LocalIOError
 from ckpttool.locate import COMPANION_NAMES, INDEX_SUFFIX, LICENCE_PREFIXES, TEMPLATES
 from ckpttool.order import peak_nbytes, window
 from ckpttool.place import RECEIPT_NAME, Place
@@ -16,24 +16,19 @@ from ckpttool.reports import read_conversion
 from ckpttool.units import size
 
 OTHER = "choose another TARGET"
-NAME_LIMIT = 255
-"""Bytes of a file name, on every file system in use."""
 
 
 def check_target(plan: Plan, overwrite: bool, *, frees: bool = False) -> None:
-    """Refuse a target that exists, unless it may be overwritten, a name too long, and a disk that is too small.
+    """Refuse a target that exists, unless it may be overwritten, and a disk that is too small.
 
     Where files are freed nothing lies at the target in the end, and so nothing there is in the way.
 
     Raises:
-        LocalIOError, UsageError: what stands against it.
+        LocalIOError: what stands against it.
     """
     place = plan.place
     if not frees:
         check_vacant(place, plan.digest, overwrite=overwrite)
-    longest = max((place.partial.name, place.receipt_name, *place.names), key=lambda n: len(os.fsencode(n)))
-    if len(os.fsencode(longest)) > NAME_LIMIT:
-        raise UsageError("TARGET's name is too long for the files beside it", file=longest, hint="give a shorter one")
     folder = next(p for p in place.path.parents if p.exists())
     if not folder.is_dir():
         raise LocalIOError("is a file, and TARGET would lie in it", file=str(folder), hint=OTHER)
