@@ -1,0 +1,199 @@
+"""What a conversion leaves when the system refuses at a bad moment, and what the next run makes of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import builders
+import pytest
+from builders import Model, Sizes
+from crash_runs import tree
+
+import ckpttool
+from ckpttool import api, execute, workplace
+from ckpttool.errors import InputError, LocalIOError
+
+SMALL = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return builders.write(SMALL, tmp_path / "source", "hf")
+
+
+@pytest.fixture
+def old(small: Path, tmp_path: Path) -> Path:
+    """A conversion of another model, which lies where this one shall be made."""
+    other = builders.write(Model(SMALL.sizes, seed=9), tmp_path / "other", "hf")
+    ckpttool.convert(other, tmp_path / "out", to="bf16")
+    return tmp_path / "out"
+
+
+def refused(*_: object, **__: object) -> Any:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def name_of(fd: int) -> str:
+    """The file that is open there."""
+    link = Path(f"/proc/self/fd/{fd}")
+    if not link.is_symlink():
+        pytest.skip("needs /proc, which says what is open")
+    return link.readlink().name
+
+
+def slabs_worked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the slabs that are worked from now on."""
+    worked: list[int] = []
+    original = execute.Worker.work
+
+    def work(worker: execute.Worker, index: int, *rest: Any) -> Any:
+        worked.append(index)
+        return original(worker, index, *rest)
+
+    monkeypatch.setattr(execute.Worker, "work", work)
+    return worked
+
+
+@pytest.mark.parametrize("lock", [True, False])
+@pytest.mark.parametrize(("name", "options"), [("out", {"to": "bf16"}), ("x.gguf", {"model_name": "x"})])
+def test_the_last_traces_of_a_run_are_cleared_away(
+    lock: bool, name: str, options: dict[str, Any], small: Path, tmp_path: Path
+) -> None:
+    """Its target is there, and all but the lock is deleted."""
+    ckpttool.convert(small, tmp_path / name, **options)
+    made, partial = tree(tmp_path), tmp_path / f"{name}.partial"
+    partial.mkdir()
+    if lock:
+        (partial / "lock").touch()
+    assert ckpttool.convert(small, tmp_path / name, **options).verified
+    assert tree(tmp_path) == made
+    assert not partial.exists()
+
+
+def test_an_old_folder_that_is_half_deleted_is_no_unfinished_work(
+    small: Path, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run says what is left over; the next one deletes it, and works nothing."""
+
+    def one_file(folder: Path) -> None:
+        next(iter(sorted(Path(folder).iterdir()))).unlink()
+        refused()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", one_file)
+        with pytest.raises(LocalIOError, match="is left over, and cannot be removed") as caught:
+            ckpttool.convert(small, old, to="bf16", overwrite=True)
+    assert "out is complete" in str(caught.value.hint)
+    assert ckpttool.verify(old).ok
+    assert sorted(p.name for p in (old.parent / "out.partial").iterdir()) == ["files.old", "journal", "lock"]
+    made, worked = tree(old), slabs_worked(monkeypatch)
+    ckpttool.convert(small, old, to="bf16", overwrite=True)
+    assert not worked
+    assert tree(old) == made
+    assert not (old.parent / "out.partial").exists()
+
+
+def test_a_file_that_cannot_be_synced_is_made_anew(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed fsync its pages pass for written, and may be lost: none of its slabs is taken over."""
+    ckpttool.convert(small, tmp_path / "whole", to="bf16")
+    fsync = os.fsync
+    for count in (1, 2):  # by the descriptor that wrote it, and by the one that finds it again
+        calls = [count]
+
+        def failing_once(fd: int, calls: list[int] = calls) -> None:
+            if name_of(fd) == "model.safetensors":
+                calls[0] -= 1
+                if not calls[0]:
+                    refused()
+            fsync(fd)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing_once)
+            with pytest.raises(LocalIOError, match="Input/output error") as caught:
+                ckpttool.convert(small, tmp_path / "out", to="bf16")
+        assert Path(str(caught.value.file)).name == "model.safetensors"
+        assert not (tmp_path / "out.partial" / "files" / "model.safetensors").exists()
+        assert (tmp_path / "out.partial" / "journal").exists()
+    assert ckpttool.convert(small, tmp_path / "out", to="bf16").run["slabs_resumed"] == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_the_receipt_is_read_back(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that loses a byte of it is found out before anything is renamed."""
+    read_bytes = Path.read_bytes
+
+    def lossy(path: Path) -> bytes:
+        data = read_bytes(path)
+        return data[1:] if path.name == "ckpttool.receipt.json" else data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lossy)
+        with pytest.raises(LocalIOError, match="read back differs") as caught:
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert caught.value.file == "ckpttool.receipt.json"
+    assert not (tmp_path / "out").exists()
+    assert ckpttool.convert(small, tmp_path / "out", to="bf16").run["slabs_resumed"] > 0
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (os, "open")])
+def test_what_the_system_refuses_is_an_error_of_ours(
+    owner: Any, name: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = api.plan(small, tmp_path / "out", to="bf16")
+    limits = api.limit(device="cpu")
+    monkeypatch.setattr(owner, name, refused)
+    with pytest.raises(LocalIOError, match="Input/output error"):
+        execute.execute(plan, limits)
+
+
+def test_the_error_of_a_run_is_told_though_its_wreck_stays(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both fail: the work, and the deletion of what was made."""
+
+    def spoilt(*_: object) -> Any:
+        raise InputError("is spoilt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute.Worker, "work", spoilt)
+        patch.setattr(workplace.shutil, "rmtree", refused)
+        with pytest.raises(InputError, match="is spoilt"):
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_lock_that_cannot_be_closed_spoils_nothing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was written by it, and all is done."""
+    close = os.close
+    met: list[int] = []
+
+    def failing(fd: int) -> None:
+        name = name_of(fd)
+        close(fd)
+        if name.startswith("lock"):  # and then " (deleted)"
+            met.append(fd)
+            refused()
+
+    monkeypatch.setattr(os, "close", failing)
+    assert ckpttool.convert(small, tmp_path / "out", to="bf16").verified
+    assert met
+
+
+@pytest.mark.parametrize("broken", ["add", "head"])
+def test_a_journal_that_cannot_be_written_is_named(
+    broken: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(*(os, "write", refused) if broken == "add" else (Path, "write_bytes", refused))
+        with pytest.raises(LocalIOError, match="Input/output error") as caught:
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert Path(str(caught.value.file)).name == ("journal" if broken == "add" else "journal.new")
