@@ -177,6 +177,36 @@ def test_nothing_is_seen_before_the_commit(hub: FakeHub) -> None:
     assert repo.files()["old.txt"] == b"old"
 
 
+@pytest.mark.parametrize("sent_by_lfs", [True, False])
+def test_what_went_by_xet_is_freed_once_lfs_has_it(
+    sent_by_lfs: bool, hub: FakeHub, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here Xet's content is known by its sha256 with the commit alone; what is freed goes by LFS as well, or stays."""
+    import huggingface_hub._commit_api as library
+
+    by_xet: dict[str, bytes] = {}
+
+    def xet(*, additions: Any, **_: Any) -> None:
+        for a in additions:
+            with a.as_file() as f:
+                by_xet[a.upload_info.sha256.hex()] = f.read()
+
+    def commit(call: Call, act: Callable[[], Answer]) -> Answer:
+        hub.repos["ada/out"].objects |= by_xet
+        return act()
+
+    monkeypatch.setattr(library, "is_xet_available", lambda: True)
+    monkeypatch.setattr(library, "_upload_xet_files", xet)
+    hub.always["commit"] = commit
+    if not sent_by_lfs:
+        hub.always |= dict.fromkeys(("object", "verify"), lambda call, act: Answer(200))
+        with pytest.raises(NetworkError, match="does not have what was sent"):
+            convert(free_disk=True)
+        return
+    convert(free_disk=True)
+    assert by_xet and seen(hub) == expected(local, tmp_path)
+
+
 def test_a_branch_and_a_pull_request(hub: FakeHub, local: Path, tmp_path: Path) -> None:
     repo = hub.add("ada/out")
     before = repo.head()

@@ -51,10 +51,13 @@ class HubDelivery:
         nbytes = file.size
         fd = file.duplicate()
         held = Path(f"/proc/self/fd/{fd}")
-        self.sending.put(name, held if held.exists() else file.path, sha256, nbytes)
-        os.close(fd)  # not where that failed: whoever still reads it must not meet another file under its number
+        path = held if held.exists() else file.path
+        self.sending.put(name, path, sha256, nbytes)
         if self.frees and not self.sending.has(sha256, nbytes):
-            raise NetworkError("the Hub does not have what was sent", file=name, hint="give the same command again")
+            self.sending.put(name, path, sha256, nbytes, by_lfs=True)  # Xet has it by other hashes than this one
+            if not self.sending.has(sha256, nbytes):
+                raise NetworkError("the Hub does not have what was sent", file=name, hint="give the same command again")
+        os.close(fd)  # not where that failed: whoever still reads it must not meet another file under its number
 
     def finish(self, conversion: Conversion, folder: Path, worked: Sequence[int]) -> None:
         """Send side files, card and receipt, and show all of it."""

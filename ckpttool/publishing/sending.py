@@ -6,6 +6,7 @@ was found at the start, so that of two that are posted only one can count.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import threading
@@ -13,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from ckpttool.containers.remote import git_sha1 as git_sha1
 from ckpttool.errors import InputError, LocalIOError, NetworkError, UsageError
@@ -106,10 +107,11 @@ class Sending:
         """Whether the Hub has this content for the repo, from whatever commit or earlier run."""
         return self.access.exists and not self._instruction(sha256, nbytes)
 
-    def put(self, name: str, content: Path | str | bytes, sha256: str, nbytes: int) -> State:
+    def put(self, name: str, content: Path | str | bytes, sha256: str, nbytes: int, *, by_lfs: bool = False) -> State:
         """Have a file in the commit to come; large content goes up now, unless the Hub has it.
 
-        `content` is its path, or its bytes; nothing of it is needed once this returns.
+        `content` is its path, or its bytes; nothing of it is needed once this returns. It goes by Xet where the library
+        can, `by_lfs` by LFS whatever it can.
 
         Raises:
             InputError: a name that no repo can hold, or content that is not of `sha256`.
@@ -128,7 +130,7 @@ class Sending:
             with self._lock:
                 content_lock = self._contents[sha256]
             with content_lock:  # two names may have one content
-                return self._put_large(name, content if data is None else data, meant)
+                return self._put_large(name, content if data is None else data, meant, by_lfs=by_lfs)
         if data is None:
             what = f"the Hub would store its {nbytes:,} bytes as text"
             raise UsageError(what, file=name, hint=modes.tracking(name, self.target))
@@ -176,12 +178,13 @@ class Sending:
                 self._modes[name] = known
         return known
 
-    def _put_large(self, name: str, content: Path | str | bytes, meant: Meant) -> State:
+    def _put_large(self, name: str, content: Path | str | bytes, meant: Meant, *, by_lfs: bool) -> State:
         """Content that git does not hold: asked for, sent where it is missing, and asked for again if that fails."""
         instruction = self._instruction(meant.sha256, meant.nbytes)
         if not instruction:
             return self._keep(name, meant, State.present, _there(name, meant))
         addition, reported = _addition(name, content, meant), 0
+        by_name = addition.path_or_fileobj
 
         def sent(n: int) -> None:
             nonlocal reported
@@ -190,13 +193,15 @@ class Sending:
             self._progress(step)
 
         in_parts = "chunk_size" in (instruction.get("upload", {}).get("header") or {})
-        with hub_calls.quiet():
+        with hub_calls.quiet(), _stream(content) if by_lfs else contextlib.nullcontext(by_name) as given:
+            addition.path_or_fileobj = given  # the library gives no stream to Xet
             self._calls.ask(
                 lambda api: api.preupload_lfs_files(
                     self.target.id, [addition], revision=self.target.branch, create_pr=self.target.pr
                 ),
                 name, nbytes=meant.nbytes, in_parts=in_parts, sent=sent,
             )  # fmt: skip
+        addition.path_or_fileobj = by_name
         if not reported:  # it went by Xet, which does not tell how much it left out
             self._calls.count(up=meant.nbytes)
         self._progress(meant.nbytes - reported)
@@ -257,6 +262,10 @@ def _there(name: str, meant: Meant) -> CommitOperationAdd:
     addition = CommitOperationAdd(name, io.BytesIO())
     addition.upload_info = UploadInfo(sha256=bytes.fromhex(meant.sha256), size=meant.nbytes, sample=b"")
     return addition
+
+
+def _stream(content: Path | str | bytes) -> BinaryIO:
+    return io.BytesIO(content) if isinstance(content, bytes) else Path(content).open("rb")
 
 
 def _read(path: Path | str, name: str) -> bytes:
