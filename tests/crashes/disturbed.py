@@ -123,8 +123,8 @@ class Disturbed:
         self.old_folder.mkdir()
         if self.conversion.over:
             convert(self.conversion, source(self.conversion, folder / "other", seed=9), self.old_folder)
-        (folder / "new").mkdir()
-        convert(self.conversion, self.source, folder / "new")  # kernels are loaded, and threads have ended
+        shutil.copytree(self.old_folder, folder / "new")
+        self.run(folder / "new")  # modules and kernels are loaded, so that a child makes the same calls each time
         self.old, self.new = tree(self.old_folder), tree(folder / "new")
         self.target = work / self.conversion.target
         self.partial = work / f"{self.conversion.target}.partial"

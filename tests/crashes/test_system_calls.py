@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EINTR", "lost")
 FAULTS = ("KILL", *ERRORS)
 NUMBERS = {name: i for i, name in enumerate(CONVERSIONS)}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 Rows = list[dict[str, Any]]
 
 
@@ -49,7 +50,7 @@ def disturbed(tmp_path: Path) -> Iterator[Callable[..., Rows]]:
             request = {"conversion": name, "folder": tmp_path, "work": Path(work) / "work", "faults": faults,
                        "threads": threads}  # fmt: skip
             command = [sys.executable, str(HERE / "disturbed.py"), json.dumps(request, default=str)]
-            done = subprocess.run(command, capture_output=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            done = subprocess.run(command, capture_output=True, check=False, env=ENVIRONMENT)
             assert done.returncode == 0, done.stderr.decode()[-4000:]
             document = json.loads(done.stdout.splitlines()[-1])
             assert document["calls"] >= 80
