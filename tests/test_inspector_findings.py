@@ -310,3 +310,14 @@ def test_a_finding_is_told_once(tmp_path: Path) -> None:
     report = ckpttool.inspect(hf(lambda t: t.pop(NORM))(tmp_path), check=True)
     assert len(set(report.findings)) == len(report.findings)
     assert isinstance(report.findings[0], Finding)
+
+
+def test_what_an_index_lacks_is_said_once_for_all_tensors(tmp_path: Path) -> None:
+    """The tensor is named once, and tensors of one shard are one line."""
+    folder = builders.write(Model(SIZES), tmp_path / "source", "hf", shards=2)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    gone = [name for name, file in sorted(index["weight_map"].items()) if file.startswith("model-00001")][:5]
+    path.write_text(json.dumps(index | {"weight_map": {k: v for k, v in index["weight_map"].items() if k not in gone}}))
+    (line,) = [x for x in run("inspect", folder).out.splitlines() if x.startswith("error: ")]
+    assert line.startswith(f"error: {path.name}: {gone[0]} and 4 more (--json lists them): in model-00001-of-00002")

@@ -23,6 +23,7 @@ from ckpttool.inspection.summary import (
     file_type,
     tokenizer,
 )
+from ckpttool.locate import INDEX_SUFFIX
 
 if TYPE_CHECKING:
     from ckpttool.archs.facts import ModelFacts
@@ -42,6 +43,7 @@ def header_findings(
     found = [*_problems(checkpoint)]
     found += [Finding(INFO, "note", None, None, note, None) for note in checkpoint.notes]
     found += _unknown(checkpoint)
+    found += _dimensions(checkpoint)
     found += _layout(layouts)
     found += _gguf(checkpoint, purposes) if checkpoint.container == "gguf" else _side_files(checkpoint)
     found += _special_ids(facts)
@@ -58,17 +60,17 @@ KEYS = ("general.", "split.", "tokenizer.ggml.")
 
 
 def finding_of(error: CkptError, check: str | None = None) -> Finding:
-    """An error of the reader as a finding. Its field is the tensor, unless it is a field of a side file."""
+    """An error of the reader as a finding. Its field is the tensor, unless it is a field of a side file; the fields of
+    an index are tensors too."""
     field, file = error.field, error.file
     side = bool(file) and str(file).endswith((".json", ".jinja", ".txt"))
     side = side or (field or "").startswith(KEYS)
-    place = file
-    if side and field:
-        place = f"{file}: {field}"
+    name = check or _check_of(error)
+    indexed = str(file).endswith(INDEX_SUFFIX) and name in ("index", "missing")
+    tensor = _indexed(field) if field and (indexed or not side) else None
+    place = f"{file}: {field}" if field and tensor is None else file
     if error.offset is not None:
         place = f"{place or ''} at byte {error.offset}".strip()
-    name = check or _check_of(error)
-    tensor = _indexed(field) if field and (not side or name in ("index", "missing")) else None
     severity = WARNING if isinstance(error, UnconvertibleError) else ERROR
     return Finding(severity, name, tensor, place, error.message, error.hint)
 
@@ -126,6 +128,18 @@ def _unknown(checkpoint: Checkpoint) -> Iterator[Finding]:
         what = f"declared as {checkpoint.arch.name}, but no dialect of it knows half of these names and formats"
         known = ", ".join(checkpoint.arch.dialects)
         yield Finding(WARNING, "dialect", None, None, what, f"dialects are {known}; was it quantized by other means?")
+
+
+MOST_DIMENSIONS = 8
+"""No published weight has more than five."""
+
+
+def _dimensions(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Weights of so many dimensions that readers part over them."""
+    for w in checkpoint.weights:
+        if len(w.shape) > MOST_DIMENSIONS:
+            what = f"has {len(w.shape)} dimensions, more than {MOST_DIMENSIONS}"
+            yield Finding(WARNING, "shape", w.name, w.stored[0].file, what, "ggml takes 4, numpy 64; is it a weight?")
 
 
 def _layout(layouts: ExpertLayouts | None) -> Iterator[Finding]:

@@ -278,7 +278,7 @@ from ckpttool import cli
 try:
     cli.main()
 finally:
-    if loaded := {"numba", "torch", "triton", "transformers"} & sys.modules.keys():
+    if loaded := {"numba", "torch", "triton", "transformers", "jinja2"} & sys.modules.keys():
         print("imported", *loaded, file=sys.stderr)
 """
 ROOT = Path(__file__).parents[2]

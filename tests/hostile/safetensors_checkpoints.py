@@ -33,7 +33,7 @@ def whole(
     *says: str,
     codes: Codes = ACCEPTED,
     change: builders.Change = lambda t: None,
-    unsaid: str = "",
+    unsaid: str | None = None,
 ) -> Hostile:
     """A whole checkpoint of one file, made anew from its header's JSON and its data."""
 
@@ -44,18 +44,20 @@ def whole(
         (folder / FILE).write_bytes(edit(data[8:start].rstrip(b" "), data[start:]))
         return folder
 
-    unheard = ("check", *unsaid.split()) if unsaid or codes is not ACCEPTED else ("check", "verify")
-    return Hostile("", what, make, says, codes, unsaid=unheard)
+    unheard = unsaid or ("check verify" if codes is ACCEPTED else "check")  # verify has no notes
+    return Hostile("", what, make, says, codes, unsaid=tuple(unheard.split()))
 
 
-def alone(what: str, write: Callable[[Path], object], *says: str, codes: Codes = REFUSED, unsaid: str = "") -> Hostile:
+def alone(
+    what: str, write: Callable[[Path], object], *says: str, codes: Codes = REFUSED, unsaid: str = "check"
+) -> Hostile:
     """One file, written by `write`."""
 
     def make(at: Path) -> Path:
         write(at / FILE)
         return at / FILE
 
-    return Hostile("", what, make, says, codes, unsaid=("check", *unsaid.split()))
+    return Hostile("", what, make, says, codes, unsaid=tuple(unsaid.split()))
 
 
 def named(what: str, *names: str, says: str = "") -> Hostile:
@@ -69,7 +71,7 @@ def named(what: str, *names: str, says: str = "") -> Hostile:
     return whole(what, lambda head, data: st(head, data), words, codes=SHOWN, change=change)
 
 
-def changed(what: str, change: builders.Change, *says: str, codes: Codes = SHOWN, unsaid: str = "") -> Hostile:
+def changed(what: str, change: builders.Change, *says: str, codes: Codes = SHOWN, unsaid: str = "check") -> Hostile:
     """A checkpoint whose tensors are changed before they are written."""
     return whole(what, lambda head, data: st(head, data), *says, codes=codes, change=change, unsaid=unsaid)
 
@@ -125,7 +127,10 @@ BLOCKS, SCALES = f"{EXPERTS}down_proj_blocks", f"{EXPERTS}down_proj_scales"
 ZERO_SIZED = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
 SHARED = '{"dtype":"U8","shape":[4],"data_offsets":[0,4]}'
 FOREIGN_SAYS = "no known architecture has these tensor names"
-KNOWN = "inspect verify"
+KNOWN = "inspect check verify"
+"""Who has nothing against a file of another architecture, or says so otherwise."""
+CHECKED = "inspect convert verify"
+"""Who does not look at values."""
 PAIR = json.dumps({"a": entry(shape=[1], offsets=(0, 1)), "b": entry("F64", [1], (1, 9))}).encode()
 
 CHECKPOINTS = [
@@ -152,9 +157,9 @@ CHECKPOINTS = [
     alone(
         "ST076 9 dimensions",
         text(lambda: json.dumps({"a": entry(shape=[1] * 9, offsets=(0, 1))}).encode(), b"x"),
-        FOREIGN_SAYS,
+        f"{FILE}: a: has 9 dimensions, more than 8",
         codes=FOREIGN,
-        unsaid=KNOWN,
+        unsaid="convert verify",
     ),
     alone("ST092 empty tensors at one place", text(rows(500, ZERO_SIZED)), FOREIGN_SAYS, codes=FOREIGN, unsaid=KNOWN),
     named("ST102 an empty name", "", says="not a name of the hf dialect"),
@@ -179,9 +184,9 @@ CHECKPOINTS = [
     alone(
         "ST103 a truth of 2",
         text(lambda: b'{"a":{"dtype":"BOOL","shape":[4],"data_offsets":[0,4]}}', b"\0\1\2\xff"),
-        FOREIGN_SAYS,
+        "a: 2 of 4 values are neither 0 nor 1, the first at [2]",
         codes=Codes(0, 1, 3, 1),
-        unsaid=KNOWN,
+        unsaid=CHECKED,
     ),
     alone("ST104 a misaligned F64", text(lambda: PAIR, bytes(9)), FOREIGN_SAYS, codes=FOREIGN, unsaid=KNOWN),
     Hostile(
@@ -207,9 +212,27 @@ CHECKPOINTS = [
         reshaped(BLOCKS, lambda t: Tensor("BF16", t.array.astype(np.uint16))),
         f"{BLOCKS}: BF16 [2, 32, 2, 16] with scales U8",
     ),
-    changed("ST110 a scale of 255", spoiled(SCALES, (1, 5, 1), 255), codes=VALUES),
-    changed("ST110 a NaN", spoiled("model.norm.weight", (7,), 0x7FC0), codes=VALUES),
-    changed("ST110 an infinity", spoiled("lm_head.weight", (7, 3), 0xFF80), codes=VALUES),
+    changed(
+        "ST110 a scale of 255",
+        spoiled(SCALES, (1, 5, 1), 255),
+        f"{SCALES}: 1 of 128 scales are byte 255",
+        codes=VALUES,
+        unsaid=CHECKED,
+    ),
+    changed(
+        "ST110 a NaN",
+        spoiled("model.norm.weight", (7,), 0x7FC0),
+        "model.norm.weight: 1 of 32 values are NaN or infinite, the first at [7]",
+        codes=VALUES,
+        unsaid=CHECKED,
+    ),
+    changed(
+        "ST110 an infinity",
+        spoiled("lm_head.weight", (7, 3), 0xFF80),
+        "values are NaN or infinite, the first at [7, 3]",
+        codes=VALUES,
+        unsaid=CHECKED,
+    ),
 ]
 
 LARGE = [

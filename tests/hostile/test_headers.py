@@ -38,7 +38,8 @@ def parse_gguf(path: Path) -> our_gguf.Header:
 
 @pytest.mark.parametrize("case", SAFETENSORS.values(), ids=SAFETENSORS)
 def test_safetensors_is_refused(case: Case, tmp_path: Path) -> None:
-    refuses(case, tmp_path / "model.safetensors", parse_safetensors)
+    error = refuses(case, tmp_path / "model.safetensors", parse_safetensors)
+    assert error.offset is not None
 
 
 @pytest.mark.parametrize("case", INDEXES.values(), ids=INDEXES)
