@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -217,3 +219,23 @@ def test_indexes_as_they_exist(metadata: str, total: int | None) -> None:
 def test_an_index_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
         ours.parse_index(tmp_path)
+
+
+def test_a_broken_entry_is_not_called_too_long(tmp_path: Path) -> None:
+    """Nobody is told to allow longer entries where a longer look finds no more."""
+    text = b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1x]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(1))
+    with pytest.raises(InputError, match="not JSON: Expecting ',' delimiter") as caught:
+        parse(path)
+    assert "CKPTTOOL_LIMIT" not in str(caught.value)
+
+
+def test_gzip_data_whose_first_bytes_may_be_a_length(tmp_path: Path) -> None:
+    """`gzip -n` writes no time: read as a length, its head is 559,903, which a larger file has room for."""
+    packed = gzip.compress(random.Random(0).randbytes(600_000), mtime=0)
+    assert int.from_bytes(packed[:8], "little") < len(packed) - 8
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(packed)
+    with pytest.raises(InputError, match="this is gzip data; unpack it first"):
+        parse(path)

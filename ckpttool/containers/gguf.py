@@ -155,8 +155,8 @@ def _alignment(metadata: Mapping[str, Value], label: str, at: int | None) -> int
     value = metadata.get(ALIGNMENT_KEY)
     if value is None:
         return ALIGNMENT
-    n = value.value if isinstance(value, Scalar) and value.type is ValueType.u32 else 0
-    if not isinstance(n, int) or n < 1 or n & (n - 1) or n > limits.GGUF_ALIGNMENT:
+    n = int(value.value) if isinstance(value, Scalar) and value.type is ValueType.u32 else 0
+    if n < 1 or n & (n - 1) or n > limits.GGUF_ALIGNMENT:
         raise InputError(
             f"must be a power of two from 1 to {limits.GGUF_ALIGNMENT}, as u32",
             file=label,
