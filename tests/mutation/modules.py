@@ -27,7 +27,7 @@ GROUPS = {
             "contracts/test_containers.py", "hostile/test_headers.py", "hostile/test_limits.py",
             "test_changing_sources.py",
         ),
-        (),
+        ("hostile/test_limits.py",),
     ),
     "execute": Group(
         (

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 _REFUSER = re.compile(r"_*(check|require|refuse|budget|raise)(_|$)")
+_MODULE = "<module>"
 _TEXTUAL = re.compile(r"(fault|problem|wrong)")
 
 
@@ -45,6 +46,11 @@ class Validation:
         """What it is called, wherever in the file it lies; `turn` counts what a function says more than once."""
         again = f" ({self.turn})" if self.turn > 1 else ""
         return f"{self.function}: {self.kind}: {self.text}{again}"
+
+    @property
+    def of_import(self) -> bool:
+        """Whether it is done once, when the module is imported."""
+        return self.function == _MODULE
 
     def removed(self, source: bytes) -> bytes:
         """The module without it."""
@@ -80,7 +86,7 @@ class _Finder(ast.NodeVisitor):
         start = self._offset(node.lineno, node.col_offset)
         stop = self._offset(node.end_lineno or 0, node.end_col_offset or 0)
         text = " ".join(ast.unparse(node).split())
-        function = ".".join(self.scopes) or "<module>"
+        function = ".".join(self.scopes) or _MODULE
         where = (node.lineno, node.end_lineno or 0, start, stop)
         self.found.append(Validation(function, kind, text, *where, instead.encode()))
 
