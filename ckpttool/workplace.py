@@ -26,7 +26,7 @@ from ckpttool.preflight import check_vacant
 from ckpttool.reports import Conversion, read_conversion
 from ckpttool.steps import target_ranges
 
-OURS = frozenset({"files", "files.old", "journal", "journal.new", "lock"})
+OURS = frozenset({"files", "files.old", "files.replaced", "journal", "journal.new", "lock"})
 """What the folder of an unfinished conversion may hold; it is deleted at the end."""
 
 
@@ -162,6 +162,7 @@ def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion |
     Returns the receipt where nothing but the traces was left to clear away, None where there is work to do.
     """
     place = plan.place
+    _put_back(place)
     entries = read_entries(place.partial / "journal", plan.digest) or ()
     complete = len({e.slab for e in entries}) == len(plan.slabs)
     if not complete and not _is_cleared(place):
@@ -188,6 +189,15 @@ def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion |
                 if is_there and not is_made:
                     final.replace(path)
     return None
+
+
+def _put_back(place: Place) -> None:
+    """Give the old target its place again where a run that could not exchange two folders at once was stopped between
+    their renames."""
+    aside = place.partial / "files.old"
+    if place.is_folder and aside.is_dir() and not os.path.lexists(place.path):
+        with locked(place):
+            aside.rename(place.path)
 
 
 def _is_cleared(place: Place) -> bool:
@@ -241,11 +251,11 @@ def commit(plan: Plan, *, overwrite: bool) -> None:
 def _clear(place: Place) -> None:
     """`discard` where the target is in place. An old folder that lies here is renamed first: whoever comes when a part
     of it is deleted must not take it for unfinished work."""
-    old = place.partial / "files.old"
+    replaced = place.partial / "files.replaced"
     try:
         if place.is_folder and place.staged.exists():
-            _delete(old)
-            place.staged.replace(old)
+            _delete(replaced)
+            place.staged.replace(replaced)
         discard(place)
     except OSError as e:
         text = f"is left over, and cannot be removed: {e.strerror or e}"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import builders
 import pytest
 from builders import Model, Sizes
-from crash_runs import tree
+from crash_runs import die_at, in_child, tree
 
 import ckpttool
-from ckpttool import api, execute, workplace
+from ckpttool import api, commit, execute, workplace
 from ckpttool.errors import InputError, LocalIOError
 
 SMALL = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
@@ -89,12 +90,43 @@ def test_an_old_folder_that_is_half_deleted_is_no_unfinished_work(
             ckpttool.convert(small, old, to="bf16", overwrite=True)
     assert "out is complete" in str(caught.value.hint)
     assert ckpttool.verify(old).ok
-    assert sorted(p.name for p in (old.parent / "out.partial").iterdir()) == ["files.old", "journal", "lock"]
+    assert sorted(p.name for p in (old.parent / "out.partial").iterdir()) == ["files.replaced", "journal", "lock"]
     made, worked = tree(old), slabs_worked(monkeypatch)
     ckpttool.convert(small, old, to="bf16", overwrite=True)
     assert not worked
     assert tree(old) == made
     assert not (old.parent / "out.partial").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_where_folders_cannot_be_exchanged(
+    count: int, before: bool, small: Path, old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old folder is out of the way when the new one takes its place; a run that fails then gives it back first."""
+    was, partial = tree(old), tmp_path / "out.partial"
+    ckpttool.convert(small, tmp_path / "new", to="bf16")
+
+    def body() -> None:
+        commit._system_rename = lambda: None  # type: ignore[assignment]
+        die_at(Path, "rename", count, before=before)
+        ckpttool.convert(small, old, to="bf16", overwrite=True)
+
+    assert in_child(body) == signal.SIGKILL
+    gone = (count, before) in ((1, False), (2, True))
+    assert old.exists() is not gone
+    if gone:
+        assert tree(partial / "files.old") == was
+        with monkeypatch.context() as patch:
+            patch.setattr(execute, "_Run", refused)
+            with pytest.raises(LocalIOError):
+                ckpttool.convert(small, old, to="bf16", overwrite=True)
+        assert tree(old) == was
+    assert tree(old) in (was, tree(tmp_path / "new"))
+    assert ckpttool.verify(old).ok
+    ckpttool.convert(small, old, to="bf16", overwrite=True)
+    assert tree(old) == tree(tmp_path / "new")
+    assert not partial.exists()
 
 
 def test_a_file_that_cannot_be_synced_is_made_anew(
