@@ -20,7 +20,7 @@ from ckpttool.containers.ggml_types import GGML_TYPES, REMOVED
 from ckpttool.containers.gguf import Array, Scalar, ValueType
 from ckpttool.containers.layout import FileLayout, Row
 from ckpttool.containers.source import LocalFile
-from ckpttool.errors import InputError
+from ckpttool.errors import InputError, LimitError
 
 Q = gguf.GGMLQuantizationType
 T = gguf.GGUFValueType
@@ -337,6 +337,41 @@ def test_many_short_arrays_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(LocalFile, "read", lambda self, at, n: taken.append(n) or read(self, at, n))
     assert len(parse(path).metadata) == 2000
     assert sum(taken) < 2 * layout.size + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [ours.string("x" * 100), ours.f32_array([1.0] * 25), ours.string_array(["x" * 20] * 4)],
+    ids=["string", "numbers", "strings"],
+)
+def test_values_up_to_the_budget(value: ours.Value, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one key-value: at its end it is read, one byte below it is refused."""
+    from ckpttool.containers import limits
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(ours.render([], {"k": value}, name="m.gguf").header)
+    data = value.data if isinstance(value, ours.Array) else b""
+    end = 24 + (8 + len("k")) + 4 + len(value.packed()) + len(data)
+    monkeypatch.setattr(limits, "GGUF_VALUES", end)
+    assert parse(path).metadata["k"] == value
+    monkeypatch.setattr(limits, "GGUF_VALUES", end - 1)
+    with pytest.raises(LimitError, match="the key-values take more than"):
+        parse(path)
+
+
+def test_strings_over_the_budget_are_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100,000 strings take 800,000 bytes at least: they are refused without a read of more than the first window."""
+    from ckpttool.containers import limits
+
+    path = tmp_path / "m.gguf"
+    path.write_bytes(ours.render([], {"k": ours.string_array([""] * 100_000)}, name="m.gguf").header)
+    taken = []
+    read = LocalFile.read
+    monkeypatch.setattr(LocalFile, "read", lambda self, at, n: taken.append(n) or read(self, at, n))
+    monkeypatch.setattr(limits, "GGUF_VALUES", 100_000)
+    with pytest.raises(LimitError, match="the key-values take more than"):
+        parse(path)
+    assert sum(taken) < 1 << 17
 
 
 def test_parsing_needs_no_numpy_and_no_gguf_package(tmp_path: Path) -> None:

@@ -239,3 +239,18 @@ def test_gzip_data_whose_first_bytes_may_be_a_length(tmp_path: Path) -> None:
     path.write_bytes(packed)
     with pytest.raises(InputError, match="this is gzip data; unpack it first"):
         parse(path)
+
+
+@pytest.mark.parametrize(("limit", "what"), [("TENSORS", "tensors"), ("SAFETENSORS_METADATA", "metadata entries")])
+def test_one_name_more_than_the_limit(limit: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits themselves, of a hundred thousand and more, are met in tests/hostile."""
+    from ckpttool.containers import limits
+
+    path = written(
+        tmp_path / "x.safetensors", ours.render([row(n, "U8", (1,)) for n in "abc"], dict.fromkeys("abc", ""))
+    )
+    monkeypatch.setattr(limits, limit, 4 if limit == "TENSORS" else 3)  # `__metadata__` is counted with the tensors
+    assert len(parse(path).tensors) == 3
+    monkeypatch.setattr(limits, limit, 3 if limit == "TENSORS" else 2)
+    with pytest.raises(LimitError, match=f"more than . {what} in one header"):
+        parse(path)
