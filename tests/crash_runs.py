@@ -200,7 +200,7 @@ def killed_at_random(request: dict[str, Any]) -> list[dict[str, Any]]:
             deaths.append(state(target))
         kills += len(deaths)
         again = again or resume(request, target)
-        rows.append({"deaths": deaths, "again": again, "tree": tree(work), "verdict": verdict(target)})
+        rows.append({"deaths": deaths, "again": again, "tree": tree(work), "end": verdict(target)})
     return rows
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conversions import CONVERSIONS, convert, source
 from crash_runs import tree
-from prepared import Prepared, prepare, run
+from deaths import check_end, check_state
+from prepared import prepare, run
 
 from ckpttool.errors import LocalIOError
 
@@ -50,25 +50,9 @@ def die(name: str, kills: int, folder: Path, work: Path) -> None:
         for death in row["deaths"]:
             check_state(made, death)
         check_end(made, row)
-
-
-def check_state(made: Prepared, death: dict[str, Any]) -> None:
-    """The old target or the new one, and what `verify` says of it."""
-    assert death["finals"] in (made.old, made.new), death
-    if death["finals"]:
-        assert death["verdict"] == "ok", death
-    else:
-        assert death["verdict"].startswith("InputError"), death
-
-
-def check_end(made: Prepared, row: dict[str, Any]) -> None:
-    """The new target and nothing else; nothing was done twice."""
-    assert row["again"]["status"] == 0, row
-    assert row["tree"] == made.new, row
-    assert row["verdict"] == "ok", row
-    last = row["deaths"][-1] if row["deaths"] else {"finals": made.new}
-    if last["finals"] != made.new and "resumed" in row["again"]:
-        assert row["again"]["resumed"] == last["lines"], row
+        last = row["deaths"][-1] if row["deaths"] else {"finals": made.new}
+        if last["finals"] != made.new and "resumed" in row["again"]:
+            assert row["again"]["resumed"] == last["lines"], row
 
 
 @pytest.mark.parametrize("name", ["MXFP4 to BF16", "MXFP4 to GGUF"])
