@@ -216,6 +216,13 @@ def test_indexes_as_they_exist(metadata: str, total: int | None) -> None:
     assert index == ({"a": "한글 모델.safetensors"}, total)
 
 
+def test_names_of_files_that_differ_in_case_alone() -> None:
+    with pytest.raises(InputError, match=r'weight_map\["b"\].*one file where case does not count'):
+        ours.parse_index(
+            b'{"weight_map": {"a": "Model.safetensors", "c": "Model.safetensors", "b": "mOdel.safetensors"}}'
+        )
+
+
 def test_an_index_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
         ours.parse_index(tmp_path)
