@@ -243,6 +243,8 @@ def commit(plan: Plan, *, overwrite: bool) -> None:
     if not place.is_folder:
         place.path.parent.mkdir(parents=True, exist_ok=True)
         move_in(place.staged / place.receipt_name, place.receipt, overwrite=True)
+    if overwrite and len(place.finals) > 1:  # without its first shard nobody reads what is half the old set
+        place.finals[-1].unlink(missing_ok=True)
     for final in place.finals:
         move_in(_counterpart(place, final), final, overwrite=overwrite)
     _clear(place)

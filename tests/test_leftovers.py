@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -127,6 +128,39 @@ def test_killed_where_folders_cannot_be_exchanged(
     ckpttool.convert(small, old, to="bf16", overwrite=True)
     assert tree(old) == tree(tmp_path / "new")
     assert not partial.exists()
+
+
+def test_nobody_reads_shards_of_two_sets(small: Path, tmp_path: Path) -> None:
+    """Killed around every rename of a split GGUF over an old one: no first shard lies beside those of the other."""
+    options: dict[str, Any] = {"model_name": "x", "max_shard_size": 30_000, "workers": 1}
+    ckpttool.convert(
+        builders.write(Model(SMALL.sizes, seed=9), tmp_path / "other", "hf"), tmp_path / "x.gguf", **options
+    )
+    was = {p.name: p.read_bytes() for p in tmp_path.glob("x-*")}
+    (tmp_path / "new").mkdir()
+    ckpttool.convert(small, tmp_path / "new" / "x.gguf", **options)
+    new = {p.name: p.read_bytes() for p in (tmp_path / "new").glob("x-*")}
+    assert len(was) >= 3
+    assert all(was[name] != data for name, data in new.items())
+    first = min(was)
+    seen = set()
+    for count, before in itertools.product(range(1, len(was) + 2), (True, False)):
+        for name, data in was.items():
+            (tmp_path / name).write_bytes(data)
+
+        def body(count: int = count, before: bool = before) -> None:
+            die_at(workplace, "move_in", count, before=before)
+            ckpttool.convert(small, tmp_path / "x.gguf", overwrite=True, **options)
+
+        assert in_child(body) == signal.SIGKILL
+        left = {p.name: p.read_bytes() for p in tmp_path.glob("x-*")}
+        if first in left:
+            assert left in (was, new)
+        seen.add((first in left, left == new))
+        ckpttool.convert(small, tmp_path / "x.gguf", overwrite=True, **options)
+        assert {p.name: p.read_bytes() for p in tmp_path.glob("x-*")} == new
+        assert not list(tmp_path.glob("*.partial"))
+    assert seen == {(True, False), (False, False), (True, True)}
 
 
 def test_a_file_that_cannot_be_synced_is_made_anew(
