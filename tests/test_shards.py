@@ -61,6 +61,7 @@ def test_parse_size(text: str, size: int) -> None:
         "5GBB",
         "5Gi",
         "5i",
+        "5iB",
         "0x5",
         "٥GB",
         "5\nGB5",

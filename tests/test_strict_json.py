@@ -12,7 +12,7 @@ import pytest
 
 from ckpttool.containers import limits, strict_json
 from ckpttool.containers.source import LocalFile
-from ckpttool.containers.strict_json import parse_object, read_object, read_text
+from ckpttool.containers.strict_json import parse_object, read_bytes, read_object, read_text
 from ckpttool.errors import CkptError, InputError, LimitError
 
 BAD: dict[str, tuple[bytes, str, int | None]] = {
@@ -83,6 +83,20 @@ def test_the_most_that_may_be_asked_for_takes_a_few_times_the_limit() -> None:
         tracemalloc.stop()
     assert len(value["a"]) == count
     assert peak < 5 * limit
+
+
+def test_each_door_looks_at_the_size(tmp_path: Path) -> None:
+    """Bytes, a file, and text that came from elsewhere: as large as is allowed, and one more."""
+    text = '{"a": 1}'
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    for source in (path, text.encode()):
+        assert read_bytes(source, "x.json", 8) == text.encode()
+        with pytest.raises(LimitError, match=r"x\.json: is 8 bytes, more than the 7"):
+            read_bytes(source, "x.json", 7)
+    assert parse_object('{"a":' + " " * 300 + "1}", "x.json", 307) == {"a": 1}
+    with pytest.raises(LimitError, match=r"x\.json: is 307 bytes, more than the 306"):
+        parse_object('{"a":' + " " * 300 + "1}", "x.json", 306)
 
 
 def test_depth_is_counted_outside_strings() -> None:
