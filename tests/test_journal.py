@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckpttool.journal import Entry, Journal, read_entries
+from ckpttool.journal import Entry, Freed, Journal, read_entries, read_freed
 
 ENTRIES = [Entry(3, (0, 0xFFFFFFFF), (0,)), Entry(0, (17,), (5, 0)), Entry(12, (1, 2, 3, 4), (0,))]
 
@@ -86,6 +86,43 @@ def test_a_line_of_another_shape_ends_the_journal(line: str, tmp_path: Path) -> 
     more = written(tmp_path / "more", ENTRIES[1:]).read_text().splitlines()[1:]
     path.write_text(path.read_text() + "\n".join([line, *more]) + "\n")
     assert read_entries(path, "plan") == ENTRIES[:1]
+
+
+FREED = Freed("m-1.gguf", 70, "ab" * 32)
+
+
+def test_files_that_are_freed_come_back_beside_slabs(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "plan", [ENTRIES[0], FREED])
+    journal.add(Freed("m-2.gguf", 0, ""))
+    journal.add(ENTRIES[1])
+    journal.close()
+    assert read_freed(tmp_path / "journal", "plan") == [FREED, Freed("m-2.gguf", 0, "")]
+    assert read_entries(tmp_path / "journal", "plan") == ENTRIES[:2]
+    assert read_freed(tmp_path / "journal", "another") == read_freed(tmp_path / "none", "plan") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"file": 5, "nbytes": 1, "sha256": "ab"}',
+        '{"file": null, "nbytes": 1, "sha256": "ab"}',
+        '{"file": "x", "nbytes": 1, "sha256": null}',
+        '{"file": "x", "nbytes": 1, "sha256": 7}',
+        '{"file": "x", "nbytes": true, "sha256": "ab"}',
+        '{"file": "x", "nbytes": 1.0, "sha256": "ab"}',
+        '{"file": "x", "nbytes": -1, "sha256": "ab"}',
+        '{"file": "x", "sha256": "ab"}',
+        '{"file": "x", "nbytes": 1}',
+    ],
+)
+def test_a_freed_file_of_another_shape_ends_the_journal(line: str, tmp_path: Path) -> None:
+    """Though its CRC is right; one that is as it should be is read."""
+    path = written(tmp_path / "journal", ENTRIES[:1])
+    text = path.read_text()
+    path.write_text(text + checked('{"file": "x", "nbytes": 1, "sha256": "ab"}') + "\n")
+    assert read_freed(path, "plan") == [Freed("x", 1, "ab")]
+    path.write_text(text + checked(line) + "\n" + checked('{"file": "x", "nbytes": 1, "sha256": "ab"}') + "\n")
+    assert read_freed(path, "plan") == []
 
 
 def test_a_line_of_ours_passes_that_check(tmp_path: Path) -> None:
