@@ -259,7 +259,7 @@ def limited(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def signalled(request: dict[str, Any]) -> None:
-    """The command line, which sends itself a signal as it writes journal line `line`, and then works slowly."""
+    """The command line, which sends itself a signal as it writes journal line `line`, and then pauses at each line."""
     original, calls = journal.Journal.add, [0]
 
     def add(self: journal.Journal, entry: journal.Entry) -> None:
@@ -268,7 +268,7 @@ def signalled(request: dict[str, Any]) -> None:
         if calls[0] == request["line"]:
             os.kill(os.getpid(), request["signal"])
         if calls[0] >= request["line"]:
-            time.sleep(0.2)
+            time.sleep(request.get("pause", 0.2))
 
     journal.Journal.add = add  # type: ignore[method-assign]
     sys.argv = ["ckpttool", *request["arguments"]]
