@@ -66,10 +66,13 @@ def _ran(command: click.Group, argv: list[str]) -> int:
     from ckpttool.publishing import secrets
 
     secrets.refuse_arguments(argv)
+    stdout = sys.stdout
     try:
         # Click returns what a command ended with: None, or the code that --help and the like ended with.
         code = command.main(argv, prog_name=_called(), standalone_mode=False) or 0
     except SystemExit as e:
+        if sys.stdout is not stdout:  # Click wraps it when the reader has left, and ends with 1, as a failed check does
+            raise render.OutputClosed from e
         code = e.code if isinstance(e.code, int) else 70
     render.flush()
     return int(code)
