@@ -21,7 +21,7 @@ from ckpttool.crc import crc32
 from ckpttool.errors import InputError, UsageError
 from ckpttool.locate import SHARD
 from ckpttool.place import RECEIPT_NAME
-from ckpttool.places import HUB_REPO, is_url
+from ckpttool.places import HUB_REPO, LocalFolder, is_url
 from ckpttool.receipt_file import RECEIPT_LIMIT, find_receipt, found_receipt, read_receipt, receipt_nbytes
 from ckpttool.reports import CheckedFile, Derivation, Verification
 from ckpttool.strangers import is_loaded, strangers
@@ -199,6 +199,11 @@ class Here:
         self, row: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]], progress: Progress
     ) -> tuple[CheckedFile, Sequence[str]]:
         name, nbytes = row["name"], row["nbytes"]
+        if self.receipt_name == RECEIPT_NAME:  # a GGUF that is named may be a link to anywhere, as for convert
+            try:
+                LocalFolder(self._folder).file(name)
+            except InputError as error:
+                return CheckedFile(name, nbytes, None, False), [str(error)]
         if not (self._folder / name).is_file():
             return CheckedFile(name, nbytes, None, False), [f"{name}: missing"]
         with self.open(name) as f:

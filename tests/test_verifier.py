@@ -315,3 +315,27 @@ def test_a_receipt_of_what_convert_never_writes(made: Any) -> None:
     rewritten(target, receipt, "config.json", json.dumps(config).encode())
     assert "no architecture that convert writes" in ckpttool.verify(target).findings[0]
     assert run("verify", target).code == 1
+
+
+def test_a_link_out_of_the_folder_is_not_followed(made: Any) -> None:
+    """The same bytes, but elsewhere: convert refuses them as a source too. Links inside the folder are fine."""
+    target, _ = made("folder")
+    name = "model.safetensors"
+    (target / name).rename(target / "inside")
+    (target / name).symlink_to("inside")
+    assert ckpttool.verify(target).ok
+    outside = target.with_name("outside")
+    (target / "inside").rename(outside)
+    (target / name).unlink()
+    (target / name).symlink_to(outside)
+    (finding,) = ckpttool.verify(target).findings
+    assert f"{name}: a link that leaves the folder, to {outside}" in finding
+
+
+def test_a_gguf_and_its_receipt_may_be_links(made: Any) -> None:
+    target, _ = made("gguf")
+    here = target.parent.with_name("links")
+    here.mkdir()
+    for path in target.parent.iterdir():
+        (here / path.name).symlink_to(path)
+    assert ckpttool.verify(here / target.name).ok
