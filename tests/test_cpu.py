@@ -326,6 +326,14 @@ def test_convert_names_the_element_in_strided_rows() -> None:
     assert caught.value.index == (3 * 2 + 1) * 70 + 69
 
 
+def test_a_kernel_that_is_wrong_is_not_believed() -> None:
+    """It says that a number became infinite, and the reference finds none."""
+    from ckpttool.codecs.cpu_plain_kernels import _first_lost
+
+    with pytest.raises(AssertionError, match="disagree"):
+        _first_lost(np.zeros((1, 1, 32), np.uint32), "F32", "F16", 0)
+
+
 @pytest.mark.parametrize("shape", [(7,), (3, 1), (5, 2, 1), (4, 2, 45)])
 def test_convert_takes_vectors_and_biases(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(32).standard_normal(shape).astype(np.float32)
@@ -461,6 +469,10 @@ def test_numpy_kernels_equal_compiled_ones(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(BadValue) as caught_value:
         cpu.convert(wide.swapaxes(0, 1), "F32", np.zeros((2, 40, 96), np.uint16), "BF16")
     assert caught_value.value.index == 35 * 96 + 3
+    wide[35, 0, 3] = 0
+    narrow = np.zeros((40, 2, 96), np.uint16)
+    assert cpu.convert(wide, "F32", narrow, "BF16") == wide.size - 1
+    assert (narrow.reshape(-1)[[0, -1, 35 * 192 + 3]] == [0x3F80, 0x3F80, 0]).all()
 
 
 def test_threads_work_on_disjoint_slabs() -> None:
@@ -542,6 +554,15 @@ def test_nothing_of_nothing() -> None:
     cpu.quantize_rows(empty, "BF16", RECIPES["best"], Packing.pair, blocks, scales)
     cpu.dequantize_rows(blocks, scales, Packing.pair, empty, "BF16")
     assert cpu.convert(empty, "BF16", np.zeros((0, 1, 64), np.uint32), "F32") == 0
+    columns = np.zeros((64, 0), np.uint16)
+    cpu.quantize_columns(columns, "BF16", RECIPES["best"], Packing.pair, blocks, scales)
+    cpu.dequantize_columns(blocks, scales, Packing.pair, columns, "BF16")
+    cpu.repack(blocks, scales, Packing.pair, *outputs(0, 1, 2, Packing.ggml), Packing.ggml)
+    cpu.transpose_to_rows(columns, empty)
+    cpu.transpose_to_columns(empty, columns)
+    eights = np.zeros((0, 1, 2, 34), np.uint8)
+    cpu.quantize_q8_0(empty, "BF16", eights)
+    assert cpu.dequantize_q8_0(eights, empty, "BF16") == 0
 
 
 def test_only_named_modules_import_numba() -> None:

@@ -122,6 +122,17 @@ def test_code_of_earlier_sources_is_discarded(folder: Path, fresh: Any, monkeypa
     assert (len(older), older & found, others - found, len(found - others)) == (4, set(), set(), 2)
 
 
+def test_one_warning_for_a_folder(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(cpu_jit, "_warned", set())
+    for folder in ("a", "a", "b"):
+        cpu_jit._warn(folder, OSError("full"))
+    assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["a", "b"]
+
+
+def test_older_files_that_cannot_be_looked_for_stay(tmp_path: Path) -> None:
+    cpu_jit._discard_older(tmp_path / "gone", _plus_width)  # type: ignore[arg-type]
+
+
 RACE = """
 import os, sys, time
 from pathlib import Path

@@ -83,3 +83,10 @@ def test_numpy_agrees_on_the_plain_formats() -> None:
     for element, dtype in ((formats.F32_ELEMENT, np.float32), (formats.F16_ELEMENT, np.float16)):
         info = np.finfo(dtype)
         assert (info.bits, info.nexp, info.nmant) == (element.bits, element.exponent, element.mantissa)
+
+
+def test_blocks_that_are_not_of_one_row_have_no_bits() -> None:
+    codec = formats.Codec(formats.MXFP4, Packing.gptq, ())
+    for ask in (lambda: codec.bits, lambda: codec.row_nbytes(64)):
+        with pytest.raises(ValueError, match="MXFP4 in packing gptq has no block of one row"):
+            ask()

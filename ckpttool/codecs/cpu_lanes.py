@@ -58,9 +58,6 @@ class Lanes:
     def __sub__(self, other: Lanes | int) -> Lanes:
         return self._make(self.b.sub(self.value, self._of(other)))
 
-    def __mul__(self, other: Lanes | int) -> Lanes:
-        return self._make(self.b.mul(self.value, self._of(other)))
-
     def __and__(self, other: Lanes | int) -> Lanes:
         return self._make(self.b.and_(self.value, self._of(other)))
 
@@ -116,8 +113,6 @@ class Lanes:
     def resize(self, bits: int, *, signed: bool = False) -> Lanes:
         """Lanes of another width: cut, or extended by zeros or the sign."""
         to = ir.VectorType(ir.IntType(bits), self.n)
-        if bits == self.bits:
-            return self
         if bits < self.bits:
             return self._make(self.b.trunc(self.value, to))
         return self._make(self.b.sext(self.value, to) if signed else self.b.zext(self.value, to))

@@ -138,10 +138,10 @@ def _rows(source: Operand, target: Operand, recipe: Recipe | None) -> Counts:
         cpu.repack(*source.blocks_and_scales, a.packing, *target.blocks_and_scales, b.packing)
     elif b.is_plain:
         return _decode(source, target)
-    elif b.format == MXFP4:
+    elif a.is_plain and b.format == MXFP4:
         assert recipe is not None
         cpu.quantize_rows(source.elements, a.name, recipe, b.packing, *target.blocks_and_scales)
-    elif b.format == Q8_0:
+    elif a.is_plain and b.format == Q8_0:
         cpu.quantize_q8_0(source.elements, a.name, target.structs)
     else:
         raise ValueError(f"nothing leads from {a.name} to {b.name}")
