@@ -77,8 +77,8 @@ def test_files(root: Path, names: Sequence[str]) -> Iterator[str]:
 def look(remover: Remover, group: Group, module: str, args: argparse.Namespace) -> Tally:
     """Take away each validation of a module, and say what the tests say."""
     listed = EQUIVALENT.get(module, {})
-    found = [v for v in validations(remover.module(module).read_bytes()) if args.only in v.name]
-    unknown = set(listed) - {v.name for v in found} if not args.only else set()
+    found = [v for v in validations(remover.module(module).read_bytes()) if any(o in v.name for o in args.only)]
+    unknown = set(listed) - {v.name for v in found} if args.only == [""] else set()
     for name in sorted(unknown):
         print(f"GONE, though listed as equivalent: {module}: {name}")
     tally = Tally(len(found), outdated=len(unknown))
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--group", choices=GROUPS)
     parser.add_argument("--module", action="append")
     parser.add_argument("--tests", nargs="+", help="only these test files, by their paths in tests")
-    parser.add_argument("--only", default="", help="validations with this in their names")
+    parser.add_argument("--only", nargs="+", default=[""], help="validations with one of these in their names")
     parser.add_argument("--show", action="store_true", help="say which test notices each")
     args = parser.parse_args()
     os.nice(10)

@@ -17,9 +17,9 @@ class Living:
     def __init__(self, path: str) -> None:
         objects = gc.get_objects()
         self.path = path
-        self.functions = [o for o in objects if isinstance(o, FunctionType) and o.__code__.co_filename == path]
+        self.functions = [o for o in objects if type(o) is FunctionType and o.__code__.co_filename == path]
         modules = {f.__module__ for f in self.functions}
-        caches = [o for o in objects if isinstance(o, functools._lru_cache_wrapper)]
+        caches = [o for o in objects if type(o) is functools._lru_cache_wrapper]
         self.caches = [c for c in caches if c.__module__ in modules]
 
     def swap(self, source: bytes, found: Validation) -> None:
