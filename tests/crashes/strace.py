@@ -74,6 +74,7 @@ def traced(body: Callable[[int], None], log: Path, *, inject: str | None = None,
     pid = os.fork()
     if not pid:
         os.close(may_go)
+        os.write(say, b".")  # what comes from here on is counted
         os.read(go, 1)
         try:
             body(say)
@@ -81,6 +82,7 @@ def traced(body: Callable[[int], None], log: Path, *, inject: str | None = None,
             os._exit(0)
     os.close(go)
     os.close(say)
+    os.read(said, 1)
     command = ["strace", "-y", "-s", "0", "-o", str(log), "-p", str(pid)]
     command += ["-e", "trace=" + ",".join(f"?{c}" for c in MUTATING), "-e", "signal=none"]
     command += ["-f"] if follow else []
