@@ -84,7 +84,7 @@ def look(remover: Remover, group: Group, module: str, args: argparse.Namespace) 
     tally = Tally(len(found), outdated=len(unknown))
     for each in found:
         begun = monotonic()
-        ended = judged(remover, group, module, each)
+        ended = judged(remover, () if args.near else group.apart, module, each)
         what = f"{module}:{each.first}: {each.name}"
         if each.name in listed:
             tally.equivalent += 1
@@ -102,14 +102,14 @@ def look(remover: Remover, group: Group, module: str, args: argparse.Namespace) 
     return tally
 
 
-def judged(remover: Remover, group: Group, module: str, found: Validation) -> Ended:
+def judged(remover: Remover, apart: Sequence[str], module: str, found: Validation) -> Ended:
     """What the tests say that get there; and where these see nothing, those that work in other processes."""
     near = remover.tests.of(module, found)
     ended = remover.judge(module, found, near)
-    if ended.noticed or not group.apart:
+    if ended.noticed or not apart:
         return ended
-    apart = {t for t in remover.tests.seconds if file_of(t).removeprefix("tests/") in group.apart}
-    return remover.judge(module, found, remover.tests.ordered(apart - set(near)))
+    others = {t for t in remover.tests.seconds if file_of(t).removeprefix("tests/") in apart}
+    return remover.judge(module, found, remover.tests.ordered(others - set(near)))
 
 
 def main() -> None:
@@ -118,6 +118,8 @@ def main() -> None:
     parser.add_argument("--group", choices=GROUPS)
     parser.add_argument("--module", action="append")
     parser.add_argument("--tests", nargs="+", help="only these test files, by their paths in tests")
+    parser.add_argument("-k", dest="keyword", default="", help="only these tests, as pytest understands it")
+    parser.add_argument("--near", action="store_true", help="leave out a second look by tests in other processes")
     parser.add_argument("--only", nargs="+", default=[""], help="validations with one of these in their names")
     parser.add_argument("--show", action="store_true", help="say which test notices each")
     args = parser.parse_args()
@@ -150,7 +152,7 @@ def main() -> None:
 
         settings.register_profile("no shrinking", phases=(Phase.explicit, Phase.generate), database=None)
         settings.load_profile("no shrinking")
-        code = Remover(root, Path(folder), body).run(list(test_files(root, args.tests or group.tests)))
+        code = Remover(root, Path(folder), body).run([*test_files(root, args.tests or group.tests), "-k", args.keyword])
     print(f"{name}: {total}")
     sys.exit(code or not total.passes)
 
