@@ -287,6 +287,12 @@ def test_bash_completes(shell: dict[str, str]) -> None:
     assert bash(f"{line}\n{ask}", ROOT, shell).split() == ["verify"]
 
 
+def test_the_tests_named_are_there() -> None:
+    named = re.findall(r"(?<![\w/])(?:tests|\.ci)/[\w./]*\w", README)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links and all((ROOT / link).is_file() for link in links)
