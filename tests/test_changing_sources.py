@@ -1,8 +1,8 @@
 """A file that changes while it is read is an error that names it: no crash, no report on a mixture, no target.
 
 Eight commands that read values, and a part of the Python API, each with a file that is cut, emptied, edited in its
-place, replaced, grown or deleted, before the first of its values is read and after: 108 changes. Files are never mapped,
-so none of them ends in a signal.
+place, replaced, grown or deleted, before the first of its values is read and after: 108 changes. Files are never
+mapped, so none of them ends in a signal.
 """
 
 from __future__ import annotations
