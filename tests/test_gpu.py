@@ -392,6 +392,15 @@ def test_the_public_functions_take_tensors(dtype: str, rng: np.random.Generator)
     np.testing.assert_array_equal(decoded.numpy(), arrays.dequantize(*expected))
 
 
+def test_tensors_start_at_words() -> None:
+    """As they are, or copied; numpy's alignment of a whole buffer is that of words at least."""
+    x = torch.arange(9, dtype=torch.int16)
+    assert arrays._aligned(x[2:]).data_ptr() == x[2:].data_ptr()
+    moved = arrays._aligned(x[1:])
+    assert moved.data_ptr() % 4 == 0
+    assert torch.equal(moved, x[1:])
+
+
 @pytest.mark.parametrize(
     ("work", "message"),
     [

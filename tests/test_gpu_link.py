@@ -402,6 +402,22 @@ def test_torch_that_reserves_more_than_was_counted(
     assert "PYTORCH_CUDA_ALLOC_CONF" in str(caught.value.hint)
 
 
+def test_what_torch_holds_is_counted_without_what_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cache is emptied first; a CPU holds nothing."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda card: asked.append(card.type) or 7)
+    assert gpu_link._reserved(torch.device("cuda:0")) == 7
+    assert gpu_link._reserved(torch.device("cpu")) == 0
+    assert asked == ["emptied", "cuda"]
+
+
+def test_more_cards_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last card gets no lane."""
+    monkeypatch.setattr(gpu_link, "_try", lambda card: None)
+    assert len(gpu_link.lanes([torch.device("cpu")] * 2, [np.zeros(1 << 16, np.uint8)], 0)) == 1
+
+
 def test_many_threads_share_a_card(sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten threads, slabs of a few rows: no slab gets another's bytes."""
     monkeypatch.setattr(steps, "SLAB_NBYTES", 2_000)

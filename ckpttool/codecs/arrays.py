@@ -157,7 +157,7 @@ def _quantize_tensor(x: torch.Tensor, name: str, recipe: Recipe) -> tuple[torch.
     elif x.device.type == "cpu":
         bits = rows.view(torch.int32 if name == "F32" else torch.int16).numpy().view(UINT[name])
         cpu.quantize_rows(bits, name, recipe, Packing.pair, blocks.numpy(), scales.numpy())
-    else:
+    else:  # pragma: no cover - needs a GPU: tests/gpu/test_native.py
         from ckpttool.codecs import gpu
 
         gpu.quantize_rows(_aligned(rows), name, recipe, Packing.pair, blocks, scales)
@@ -178,7 +178,7 @@ def _dequantize_tensors(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Ten
         pass
     elif blocks.device.type == "cpu":
         cpu.dequantize_rows(rows.numpy(), bytes_.numpy(), Packing.pair, out.numpy().view(np.uint32), "F32")
-    else:
+    else:  # pragma: no cover - needs a GPU: tests/gpu/test_native.py
         from ckpttool.codecs import gpu
 
         gpu.dequantize_rows(_aligned(rows), bytes_, Packing.pair, out, "F32")

@@ -67,7 +67,7 @@ def pinned(buffer: Bytes, device: torch.device) -> Iterator[None]:
         runtime.cudaHostUnregister(address)  # a GPU that has failed says so again here: the first word is the right one
 
 
-def link_rate(device: torch.device, most: int = SAMPLE_NBYTES) -> float:
+def link_rate(device: torch.device, most: int = SAMPLE_NBYTES) -> float:  # pragma: no cover - times a GPU
     """Bytes a second from pinned memory to `device`: the best of three copies, of at most `most` bytes."""
     nbytes = min(most, SAMPLE_NBYTES)
     host = np.zeros(nbytes, np.uint8)
@@ -165,7 +165,7 @@ def _try(card: torch.device) -> None:
     blocks, scales = pair[..., :16], pair[..., 16]
     gpu.repack(blocks, scales, Packing.pair, structs[..., 1:], structs[..., 0], Packing.ggml)
     if card.type == "cuda":
-        torch.cuda.synchronize(card)
+        torch.cuda.synchronize(card)  # pragma: no cover - needs a GPU
 
 
 class Lane:
@@ -191,7 +191,7 @@ class Lane:
         self._met: set[object] = set()
         self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
         if cuda:
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(device)  # pragma: no cover - needs a GPU
 
     def transcode(self, source: Operand, target: Operand, recipe: Recipe | None) -> None:
         """Fill `target` from `source`, both of them views of the pinned memory, on the GPU.
@@ -221,7 +221,9 @@ class Lane:
             self._done.synchronize()
         self._met.add(shape)
 
-    def _recorded(self, source: Operand, target: Operand, recipe: Recipe | None) -> torch.cuda.CUDAGraph:
+    def _recorded(  # pragma: no cover - needs a GPU: tests/test_gpu_link.py on one
+        self, source: Operand, target: Operand, recipe: Recipe | None
+    ) -> torch.cuda.CUDAGraph:
         """A graph of `_enqueue`, whose kernels are compiled by now."""
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(capture_error_mode="thread_local")  # other threads go on using the GPU
