@@ -1,0 +1,73 @@
+"""The folder of an unfinished conversion: whose it is, and what may lie there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ckpttool.errors import LocalIOError
+from ckpttool.place import Place
+from ckpttool.workplace import locked
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "out", True, ())
+
+
+def refused(place: Place) -> str:
+    with pytest.raises(LocalIOError) as caught, locked(place):
+        raise AssertionError("it is ours")
+    assert caught.value.file == str(place.partial)
+    return caught.value.message
+
+
+def test_one_at_a_time(place: Place) -> None:
+    with locked(place):
+        (place.partial / "files").mkdir()
+        (place.partial / "journal").write_text("")
+        assert refused(place) == "another conversion is writing here"
+    with locked(place):
+        assert sorted(p.name for p in place.partial.iterdir()) == ["files", "journal", "lock"]
+
+
+def test_what_is_no_folder_of_ours(place: Place, tmp_path: Path) -> None:
+    place.partial.write_text("mine")
+    assert refused(place) == "is no folder of ours"
+    assert place.partial.read_text() == "mine"
+    place.partial.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    for target in ("elsewhere", "gone"):
+        place.partial.symlink_to(target)
+        assert refused(place) == "is no folder of ours"
+        place.partial.unlink()
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("names", [("thesis.tex",), ("lock", "thesis.tex"), ("files",), ("journal", "files")])
+def test_a_folder_that_somebody_else_has_made(names: tuple[str, ...], place: Place) -> None:
+    """It holds another name, or ours and no lock."""
+    for name in names:
+        (place.partial / name).mkdir(parents=True)
+    shown = "thesis.tex" if "thesis.tex" in names else min(names)
+    assert refused(place) == f"holds {shown}, which is not ours"
+    assert {p.name for p in place.partial.iterdir()} == set(names)
+
+
+@pytest.mark.parametrize("name", ["files", "lock", "journal"])
+def test_a_link_of_a_name_of_ours(name: str, place: Place, tmp_path: Path) -> None:
+    place.partial.mkdir()
+    (place.partial / "lock").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    (place.partial / name).unlink(missing_ok=True)
+    (place.partial / name).symlink_to(tmp_path / "elsewhere")
+    if name != "lock":
+        assert (place.partial / "lock").exists()
+    assert refused(place) == f"holds {name}, which is not ours"
+
+
+def test_a_lock_whose_folder_goes_while_it_is_taken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that had it has ended, and has deleted the folder that was just seen there."""
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
+    assert refused(place) == "another conversion is writing here"
