@@ -57,6 +57,9 @@ class Finished(Protocol):
     def faults(self) -> Iterator[str]:
         """What keeps the files, as they are, from being the checkpoint that the receipt describes."""
 
+    def require_its_receipt(self) -> None:
+        """InputError where another receipt has come in its place: what was read may be of two conversions."""
+
     def open(self, name: str) -> LocalFile | RemoteFile:
         """A file that is there."""
 
@@ -132,6 +135,8 @@ class Verifier:
             derivation, found = self._derived.compare(made.open, progress)
             findings += found
             notes += self._derived.notes
+        if findings:
+            made.require_its_receipt()
         return Verification(
             "verification.v1", made.label, not findings, len(checked), len(receipt["tensors"]),
             sum(row.nbytes for row in checked), tuple(findings), made.commit, tuple(checked),
@@ -165,7 +170,7 @@ class Here:
 
     def __init__(self, target: Path) -> None:
         self._asked, path = found_receipt(target)
-        self._folder = path.parent
+        self._path, self._folder = path, path.parent
         self.label = str(target)
         self.receipt: Mapping[str, Any] = read_receipt(path)
         self.receipt_name = path.name
@@ -226,6 +231,11 @@ class Here:
         from ckpttool import opened
 
         return opened.faults(self._folder, self.receipt_name, self.receipt)
+
+    def require_its_receipt(self) -> None:
+        """InputError where another conversion has been put in place meanwhile."""
+        if read_receipt(self._path) != self.receipt:
+            raise InputError("has changed while it was read", file=self.label, hint="give the same command again")
 
     def open(self, name: str) -> LocalFile:
         """A file of the receipt."""

@@ -134,6 +134,9 @@ class Published:
         """None: what the Hub lists says nothing of headers, and they are as the receipt's hashes say."""
         return iter(())
 
+    def require_its_receipt(self) -> None:
+        """All of it is of one commit."""
+
     def open(self, name: str) -> RemoteFile:
         """A file of the receipt, read by ranges."""
         return self._folder.file(name).open()

@@ -29,8 +29,9 @@ from prepared import TESTS
 
 import ckpttool
 from ckpttool import steps, workplace
-from ckpttool.errors import LocalIOError
+from ckpttool.errors import InputError, LocalIOError
 from ckpttool.journal import Entry, Journal
+from ckpttool.verifier import Verifier
 
 SPLIT = Conversion("hf", "out.gguf", {"model_name": "x", "max_shard_size": 60_000})
 FOLDER = CONVERSIONS["MXFP4 to BF16"]
@@ -142,6 +143,17 @@ def test_a_target_that_has_come_to_be_meanwhile_stays(tmp_path: Path) -> None:
     assert again.code == 0, again.err
     assert again.document["run"]["slabs_resumed"] == again.document["run"]["slabs"]
     assert tree(work) == tree(tmp_path / "whole")
+
+
+def test_verify_while_another_conversion_is_put_in_place(tmp_path: Path) -> None:
+    """Between its reading the receipt and the files, --overwrite has put another conversion in place."""
+    checkpoint, other = source(FOLDER, tmp_path / "source"), source(FOLDER, tmp_path / "other", seed=9)
+    convert(FOLDER, checkpoint, tmp_path)
+    verifier = Verifier(tmp_path / "out")
+    convert(FOLDER, other, tmp_path, overwrite=True)
+    with pytest.raises(InputError, match="out: has changed while it was read; give the same command again"):
+        verifier.run()
+    assert ckpttool.verify(tmp_path / "out").ok
 
 
 # Moments that are too short for a process to meet
