@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -618,6 +619,43 @@ def test_reading_back_finds_a_flipped_bit(
     assert not (tmp_path / "work" / name).exists()
     ckpttool.convert(small, tmp_path / "work" / name, **options)
     assert tree(tmp_path / "work") == tree(tmp_path / "whole")
+
+
+def test_a_side_file_that_does_not_get_to_the_disk_is_made_anew(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is deleted: what memory still holds of it would pass for written."""
+    original = os.fsync
+
+    def fsync(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().name == "config.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        original(fd)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("no /proc here, which tells the name of what is open")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(LocalIOError, match=r"config\.json: .*Input/output error.*goes on where this one stopped"):
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert [p.name for p in tmp_path.iterdir() if p.name != "source"] == ["out.partial"]
+    assert not (tmp_path / "out.partial" / "files" / "config.json").exists()
+    ckpttool.convert(small, tmp_path / "out", to="bf16")
+    ckpttool.convert(small, tmp_path / "whole", to="bf16")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_receipt_is_read_back(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.read_bytes
+
+    def read_bytes(self: Path) -> bytes:
+        data = original(self)
+        return data[:-2] + b" \n" if self.name.endswith("receipt.json") and "out.partial" in self.parts else data
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(LocalIOError, match=r"ckpttool\.receipt\.json: what was read back differs"):
+        ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_reading_back_the_receipt_still_tells(
