@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import builders
 import pytest
 from builders import Model, Sizes
 
 from ckpttool import api, steps
+from ckpttool.archs.joins import Extent, PartShape
 from ckpttool.codecs.formats import (
     BF16_FLAT,
     F16_FLAT,
@@ -18,12 +20,13 @@ from ckpttool.codecs.formats import (
     MXFP4_GGML,
     MXFP4_PAIR,
     Q8_0_GGML,
+    RECIPES,
     Codec,
     ggml_codec,
 )
 from ckpttool.planner import Plan
 from ckpttool.resources import resources
-from ckpttool.steps import ByteRange, Fidelity, Kind, kind_of, target_ranges
+from ckpttool.steps import ByteRange, Fidelity, Kind, kind_of, make_steps, target_ranges
 
 SMALL = Sizes(layers=2, experts=3, hidden=64, intermediate=96)
 DIALECTS = ("hf", "hf-bf16", "unsloth", "openai", "gguf")
@@ -123,10 +126,27 @@ def test_what_leads_from_codec_to_codec(source: Codec, target: Codec, kind: Kind
 
 @pytest.mark.parametrize(("source", "target"), [
     (MXFP4_PAIR, Q8_0_GGML), (MXFP4_GGML, Q8_0_GGML), (Q8_0_GGML, MXFP4_GGML), (ggml_codec("Q4_K"), MXFP4_PAIR),
-    (ggml_codec("Q4_K"), Q8_0_GGML),
+    (ggml_codec("Q4_K"), Q8_0_GGML), (ggml_codec("NVFP4"), F32_FLAT),
 ])  # fmt: skip
-def test_nothing_is_quantized_again(source: Codec, target: Codec) -> None:
+def test_nothing_is_quantized_again_or_guessed(source: Codec, target: Codec) -> None:
     assert kind_of(source, target) is None
+
+
+def extent(codec: Codec, start: int, stop: int) -> Extent:
+    stored = SimpleNamespace(file="m", offset=0)
+    return Extent(SimpleNamespace(codec=codec, stored=(stored,)), ("a",), start, stop, 0, False)  # type: ignore[arg-type]
+
+
+def test_what_no_plan_asks_for_is_no_step() -> None:
+    """A way that there is not, and a part that lies in two formats."""
+    shapes, target = {"a": PartShape((8,), 256)}, {"a": (extent(BF16_FLAT, 0, 8),)}
+    assert (
+        len(make_steps(shapes, {"a": (extent(F32_FLAT, 0, 4), extent(F32_FLAT, 4, 8))}, target, RECIPES["best"])) == 1
+    )
+    with pytest.raises(ValueError, match="a: nothing leads from Q8_0 to MXFP4"):
+        make_steps(shapes, {"a": (extent(Q8_0_GGML, 0, 8),)}, {"a": (extent(MXFP4_GGML, 0, 8),)}, RECIPES["best"])
+    with pytest.raises(ValueError, match="a: stored in several ways"):
+        make_steps(shapes, {"a": (extent(F32_FLAT, 0, 4), extent(F16_FLAT, 4, 8))}, target, RECIPES["best"])
 
 
 def test_the_same_source_and_options_give_the_same_plan(sources: dict[str, Path], tmp_path: Path) -> None:
