@@ -142,6 +142,9 @@ def test_bytes_are_counted(step: int) -> None:
     for first, run in ((len(data), len(data)), (2100, 3000), (5, 9000)):
         by_numpy = counting.count_runs(data, first, run, compiled=False)
         assert np.array_equal(counting.count_runs(data, first, run), by_numpy)
+    found = counting.count_bytes(data)
+    assert np.array_equal(found, np.bincount(data, minlength=256))
+    assert np.array_equal(counting.count_codes(found), np.bincount(data & 15) + np.bincount(data >> 4))
 
 
 def test_blocks_are_counted() -> None:
