@@ -88,9 +88,10 @@ def test_what_a_validation_is() -> None:
     lines = [v.removed(MODULE).splitlines()[v.first - 1].strip().decode() for v in found]
     assert lines[0] == "if ((a < 0 or (b and (c := b) > 3)) and False):"
     assert lines[1] == "if False or (b and (c := b) > 3):"
-    assert lines[3] == "if False:"
+    assert lines[3] == "if ((any(x < 0 or x > 9 for x in b)) and False):"
     assert lines[4] == "if any(False or x > 9 for x in b):"
     assert lines[6] == "return True and not path.link"
+    assert lines[10] == "if False:"
     assert lines[11] == lines[14] == "pass"
     assert lines[15] == "raise"
 

@@ -91,8 +91,8 @@ class _Finder(ast.NodeVisitor):
         self.found.append(Validation(function, kind, text, *where, instead.encode()))
 
     def _falsify(self, kind: str, node: ast.expr, value: str = "False") -> None:
-        """A condition that names something (`:=`) still does, or what follows would fail for another reason."""
-        if any(isinstance(part, ast.NamedExpr) for part in ast.walk(node)):
+        """A condition that does something still does: it may name a thing (`:=`), or write one."""
+        if any(isinstance(part, (ast.NamedExpr, ast.Call)) for part in ast.walk(node)):
             text = ast.get_source_segment(self.source.decode(), node)
             value = f"(({text}) and False)" if value == "False" else f"(({text}) or True)"
         self._add(kind, node, value)
