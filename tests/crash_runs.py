@@ -153,11 +153,18 @@ def verdict(target: Path) -> str:
 
 
 def state(target: Path) -> dict[str, Any]:
-    """What a reader finds beside the unfinished conversion, and how many slabs of that one are written down."""
+    """What a reader finds beside the unfinished conversion, if that one is left, and how many of its slabs are written
+    down.
+    """
     beside = {n: s for n, s in tree(target.parent).items() if not n.startswith(f"{target.name}.partial/")}
     journal = target.with_name(f"{target.name}.partial") / "journal"
     lines = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
-    return {"finals": beside, "verdict": verdict(target), "lines": lines}
+    return {"finals": beside, "verdict": verdict(target), "lines": lines, "left": journal.parent.exists()}
+
+
+def nothing_to_do(request: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether the same command would say that the target exists: its run was over when it died."""
+    return bool(found["finals"]) and not found["left"] and not request["options"]["overwrite"]
 
 
 def killed_after(seconds: float, body: Callable[[], object], begun: Path | None = None) -> int:
@@ -198,6 +205,9 @@ def killed_at_random(request: dict[str, Any]) -> list[dict[str, Any]]:
                 again = {"status": status}
                 break
             deaths.append(state(target))
+            if nothing_to_do(request, deaths[-1]):
+                again = {"status": 0}
+                break
         kills += len(deaths)
         again = again or resume(request, target)
         rows.append({"deaths": deaths, "again": again, "tree": tree(work), "end": verdict(target)})

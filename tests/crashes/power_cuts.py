@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from crash_runs import convert, resume, run_and_exit, state, target_in, tree, verdict
+from crash_runs import convert, nothing_to_do, resume, run_and_exit, state, target_in, tree, verdict
 
 from ckpttool import steps
 
@@ -160,9 +160,7 @@ def main() -> None:
         for content in [*some, end][: request["cuts"] - len(rows)]:
             with disk.mounted(content):
                 row = {"ended": status if content is end else None, **state(target)}
-                left = target.with_name(f"{target.name}.partial").exists()
-                there = row["finals"] and not left and not request["options"]["overwrite"]  # nothing to go on with
-                row["again"] = {"status": 0} if there else resume(request, target)
+                row["again"] = {"status": 0} if nothing_to_do(request, row) else resume(request, target)
                 rows.append(row | {"tree": tree(target.parent), "end": verdict(target)})
     print(json.dumps(rows))
 
