@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ckpttool.errors import LocalIOError
 from ckpttool.place import Place
-from ckpttool.preflight import check_vacant
+from ckpttool.planner import Plan
+from ckpttool.preflight import check_target, check_vacant
 
 
 def folder(path: Path, *names: str) -> Path:
@@ -83,3 +86,26 @@ def test_in_the_place_of_a_split_set(at: str, tmp_path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     assert refused(place, overwrite=True) == "is no file; a GGUF does not replace it"
+
+
+def plan(path: Path, nbytes: int) -> Plan:
+    """As much of one as is looked at."""
+    return SimpleNamespace(place=Place(path, True, ()), digest="plan", nbytes=nbytes)  # type: ignore[return-value]
+
+
+def test_room_for_what_is_not_written_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last byte that is free may be used; what an earlier run has written counts."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    check_target(plan(tmp_path / "new" / "out", 100_000), False)
+    with pytest.raises(LocalIOError, match=r"out: needs .* more, .* has .*; free some space"):
+        check_target(plan(tmp_path / "new" / "out", 100_001), False)
+    staged = tmp_path / "out.partial" / "files"
+    staged.mkdir(parents=True)
+    (staged / "begun").write_bytes(bytes(1 << 16))
+    check_target(plan(tmp_path / "out", 100_000 + (1 << 16)), False)
+
+
+def test_a_file_where_a_folder_would_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LocalIOError, match="file: is a file, and TARGET would lie in it"):
+        check_target(plan(tmp_path / "file" / "deep" / "out", 1), False)
