@@ -109,3 +109,8 @@ def test_a_file_where_a_folder_would_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LocalIOError, match="file: is a file, and TARGET would lie in it"):
         check_target(plan(tmp_path / "file" / "deep" / "out", 1), False)
+
+
+def test_what_lies_there_is_looked_at_before_the_disk_is(tmp_path: Path) -> None:
+    with pytest.raises(LocalIOError, match="out: already exists"):
+        check_target(plan(folder(tmp_path / "out", "model.safetensors"), 1 << 80), False)
