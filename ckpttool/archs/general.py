@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckpttool import card_yaml
+from ckpttool.archs import card_yaml
 from ckpttool.containers.gguf_values import Array, Scalar, f32, i32, i32_array, string, string_array, u32
 from ckpttool.containers.strict_json import Source, read_object, read_text
 from ckpttool.errors import InputError

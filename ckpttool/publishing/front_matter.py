@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from ckpttool import card_yaml
+from ckpttool.archs import card_yaml
 from ckpttool.errors import InputError
 
 if TYPE_CHECKING:
