@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,37 @@ def test_one_warning_for_a_folder(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     for folder in ("a", "a", "b"):
         cpu_jit._warn(folder, OSError("full"))
     assert [r.getMessage().rpartition(": ")[2] for r in caplog.records] == ["a", "b"]
+
+
+class Watched(dict[Any, Any]):
+    """Says when it has been asked the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        found = super().get(key, default)
+        self.asked.set()
+        return found
+
+
+def test_what_another_thread_has_compiled_meanwhile_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, results = Watched(), []
+    monkeypatch.setattr(cpu_jit, "_compiled", compiled)
+    monkeypatch.setattr(cpu_jit, "_compile", None)
+    kernel = cpu_jit.kernel(_plus_width)
+    late = threading.Thread(target=lambda: results.append(kernel(UNITS[16], 100)))
+    with cpu_jit._lock:
+        late.start()
+        assert compiled.asked.wait(20)
+        compiled[(_plus_width, "H")] = _plus_one
+    late.join(20)
+    assert results == [101]
+
+
+def _plus_one(unit: Any, number: int) -> int:
+    return number + 1
 
 
 def test_older_files_that_cannot_be_looked_for_stay(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ckpttool.codecs.formats import (
 from ckpttool.codecs.packing import PACK, UNPACK
 from ckpttool.codecs.reference import BadBlock
 from ckpttool.codecs.transcode import Operand, transcode
-from ckpttool.codecs.values import OTHERS, decodable, values
+from ckpttool.codecs.values import OTHERS, decodable, meeting, values
 
 Q8_0, Q4_0 = ggml_codec("Q8_0"), ggml_codec("Q4_0")
 EXPERTS, ROWS, PARTS, K = 2, 3, 2, 64
@@ -164,6 +164,14 @@ def test_values_of_mxfp4_that_f16_cannot_hold_are_named(target: str) -> None:
     assert (caught.value.kind, caught.value.index) == ("overflow", (5, 1, 1))
 
 
+def test_where_rows_meet_without_loss() -> None:
+    other = Codec(BlockFormat("I8", ElementFormat("I8", 8)), Packing.flat, (1,))
+    bf16, f16 = PLAIN["BF16"], PLAIN["F16"]
+    met = [meeting(a, b) for a, b in ((bf16, MXFP4_PAIR), (MXFP4_GGML, MXFP4_PAIR), (bf16, f16), (Q8_0, bf16))]
+    assert met == ["BF16", "BF16", "F32", "F32"]
+    assert meeting(other, bf16) == meeting(f16, other) == "F64"
+
+
 @pytest.mark.parametrize("numbers", ["BF16", "F32", "F64"])
 @pytest.mark.parametrize("side", [name for name in SIDES if "columns" not in name])
 def test_values_are_what_is_meant(side: str, numbers: str) -> None:
@@ -228,5 +236,5 @@ def test_what_is_counted_and_measured_must_fit() -> None:
         lambda: measure.measure(f32, f32, "BF16"),
         lambda: measure.measure(f32[:, ::2], f32[:, ::2], "F32"),
     ):
-        with pytest.raises(ValueError, match="uint|one after the other|shapes"):
+        with pytest.raises(ValueError, match=r"uint|one after the other|shapes"):
             count()
