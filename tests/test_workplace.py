@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from ckpttool import workplace
+from ckpttool.containers.source import LocalTarget
+from ckpttool.crc import crc32
 from ckpttool.errors import LocalIOError
+from ckpttool.journal import Entry
 from ckpttool.place import Place
+from ckpttool.steps import ByteRange, Slab
 from ckpttool.workplace import locked
 
 
@@ -71,3 +78,20 @@ def test_a_lock_whose_folder_goes_while_it_is_taken(place: Place, monkeypatch: p
     """The run that had it has ended, and has deleted the folder that was just seen there."""
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
     assert refused(place) == "another conversion is writing here"
+
+
+def test_what_is_believed_of_a_slab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many CRCs and counts as it has ranges and parts, a file that is here, and its bytes; nothing of a file that
+    somebody else has."""
+    data, crc = b"four", crc32(b"four")
+    (tmp_path / "m").write_bytes(b"...." + data)
+    step = SimpleNamespace(parts=("a",))
+    plan: Any = SimpleNamespace(slabs=[Slab(0, 0, 1)], steps=[step])
+    monkeypatch.setattr(workplace, "target_ranges", lambda step, slab: [ByteRange("m", 4, 4, "t")])
+    with LocalTarget.open(tmp_path / "m") as file:
+        held = {"m": file}
+        assert workplace._is_there(plan, Entry(0, (crc,), (0,)), held, ())
+        for crcs, changed in (((), (0,)), ((crc, crc), (0,)), ((crc,), ()), ((crc,), (0, 0)), ((crc ^ 1,), (0,))):
+            assert not workplace._is_there(plan, Entry(0, crcs, changed), held, ())
+        assert not workplace._is_there(plan, Entry(0, (crc,), (0,)), {}, ())
+        assert workplace._is_there(plan, Entry(0, (crc ^ 1,), (0,)), {}, {"m"})
