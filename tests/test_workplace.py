@@ -12,7 +12,7 @@ from ckpttool import workplace
 from ckpttool.containers.source import LocalTarget
 from ckpttool.crc import crc32
 from ckpttool.errors import LocalIOError
-from ckpttool.journal import Entry
+from ckpttool.journal import Entry, Journal
 from ckpttool.place import Place
 from ckpttool.steps import ByteRange, Slab
 from ckpttool.workplace import locked
@@ -95,3 +95,38 @@ def test_what_is_believed_of_a_slab(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert not workplace._is_there(plan, Entry(0, crcs, changed), held, ())
         assert not workplace._is_there(plan, Entry(0, (crc,), (0,)), {}, ())
         assert workplace._is_there(plan, Entry(0, (crc ^ 1,), (0,)), {}, {"m"})
+
+
+@pytest.mark.parametrize("receipt", [None, False, True])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_traces_with_no_journal(
+    receipt: bool | None, whole: bool, overwrite: bool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go; what lies at the target is the result where it is of this plan, verified, whole and to be kept."""
+    found = None if receipt is None else SimpleNamespace(verified=receipt)
+    monkeypatch.setattr(workplace, "_receipt_of", lambda path, digest: found)
+    monkeypatch.setattr(workplace, "_is_whole", lambda place: whole)
+    plan: Any = SimpleNamespace(place=place, digest="plan", slabs=[Slab(0, 0, 1)])
+    place.path.mkdir()
+    place.partial.mkdir()
+    (place.partial / "lock").touch()
+    done = workplace.settle(plan, verify=True, overwrite=overwrite)
+    assert done is (found if receipt and whole and not overwrite else None)
+    assert not place.partial.exists()
+
+
+def test_what_is_left_to_go_on_with(place: Place) -> None:
+    """Files of a run without its journal, and a whole journal beside a target that is not of this plan."""
+    plan: Any = SimpleNamespace(place=place, digest="plan", slabs=[Slab(0, 0, 1)])
+    place.path.mkdir()
+    place.staged.mkdir(parents=True)
+    (place.partial / "lock").touch()
+    (place.staged / "begun").touch()
+    assert workplace.settle(plan, verify=True) is None
+    assert (place.staged / "begun").exists()
+    Journal(place.partial / "journal", "plan", [Entry(0, (1,), (0,))]).close()
+    (place.staged / "begun").unlink()
+    place.staged.rmdir()
+    assert workplace.settle(plan, verify=True) is None
+    assert (place.partial / "journal").exists()
