@@ -130,3 +130,18 @@ def test_what_is_left_to_go_on_with(place: Place) -> None:
     place.staged.rmdir()
     assert workplace.settle(plan, verify=True) is None
     assert (place.partial / "journal").exists()
+
+
+def test_when_a_target_is_in_place_and_only_traces_are_left(place: Place) -> None:
+    place.partial.mkdir()
+    (place.partial / "lock").touch()
+    assert not workplace._is_cleared(place)
+    place.path.mkdir()
+    assert workplace._is_cleared(place)
+    place.staged.mkdir()
+    assert workplace._is_cleared(place)
+    (place.staged / "begun").touch()
+    assert not workplace._is_cleared(place)
+    (place.staged / "begun").unlink()
+    (place.partial / "thesis.tex").touch()
+    assert not workplace._is_cleared(place)
