@@ -392,6 +392,13 @@ def test_the_public_functions_take_tensors(dtype: str, rng: np.random.Generator)
     np.testing.assert_array_equal(decoded.numpy(), arrays.dequantize(*expected))
 
 
+@pytest.mark.parametrize("shape", [(0, 64), (2, 0)])
+def test_tensors_of_nothing(shape: tuple[int, int]) -> None:
+    blocks, scales = arrays.quantize(torch.zeros(shape))
+    assert (blocks.shape, scales.shape) == ((shape[0], shape[1] // 32, 16), (shape[0], shape[1] // 32))
+    assert arrays.dequantize(blocks, scales).shape == shape
+
+
 def test_tensors_start_at_words() -> None:
     """As they are, or copied; numpy's alignment of a whole buffer is that of words at least."""
     x = torch.arange(9, dtype=torch.int16)
