@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,3 +147,37 @@ def test_when_a_target_is_in_place_and_only_traces_are_left(place: Place) -> Non
     (place.staged / "begun").unlink()
     (place.partial / "thesis.tex").touch()
     assert not workplace._is_cleared(place)
+
+
+def test_a_receipt_of_another_plan(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(plan="plan")
+    monkeypatch.setattr(workplace, "read_conversion", lambda path: found)
+    assert workplace._receipt_of(place.receipt, "plan") is found
+    assert workplace._receipt_of(place.receipt, "another") is None
+
+
+def test_what_has_come_to_the_target_meanwhile_stays(place: Place) -> None:
+    plan: Any = SimpleNamespace(place=place, digest="plan")
+    place.staged.mkdir(parents=True)
+    place.path.mkdir()
+    (place.path / "thesis.tex").touch()
+    with pytest.raises(LocalIOError, match="which is no part of a checkpoint"):
+        workplace.commit(plan, overwrite=True)
+    assert (place.path / "thesis.tex").exists()
+
+
+def test_a_folder_that_cannot_be_deleted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the next run is there already, or has taken it along."""
+    for number in (errno.ENOTEMPTY, errno.ENOENT, errno.EIO):
+        place.partial.mkdir(exist_ok=True)
+
+        def refused(path: Path, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rmdir", refused)
+            if number == errno.EIO:
+                with pytest.raises(OSError, match="Input/output error"):
+                    workplace.discard(place)
+            else:
+                workplace.discard(place)
