@@ -143,6 +143,13 @@ def test_rows_of_zipped_parts(packing: Packing, separate: bool, dtype: str, rng:
     check_rows(bits, dtype, RECIPES["best"], packing, separate=separate)
 
 
+def test_one_row_of_two_parts(rng: np.random.Generator) -> None:
+    """The stride between rows means nothing then."""
+    bits = hard_bits(rng, 2, "BF16").reshape(1, 2, 32)
+    for separate in (False, True):
+        check_rows(bits, "BF16", RECIPES["best"], Packing.pair, separate=separate)
+
+
 @pytest.mark.parametrize("blocks", [1, 3, 4, 5, 129])
 @pytest.mark.parametrize("skip", [0, 1, 4])
 def test_structs_wherever_they_start(blocks: int, skip: int, rng: np.random.Generator) -> None:
