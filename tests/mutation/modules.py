@@ -38,6 +38,7 @@ GROUPS = {
             "test_journal.py", "test_commit.py", "test_preflight.py", "test_workplace.py", "test_steps.py",
             "test_threads.py", "test_target.py", "test_staging.py", "test_execute.py", "test_leftovers.py",
             "test_companions.py", "test_sidecars.py", "test_readback.py", "test_changing_sources.py",
+            "test_convert_hf.py", "test_convert_gguf.py", "test_devices.py",
         ),
         ("test_execute.py",),
     ),
