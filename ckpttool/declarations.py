@@ -32,11 +32,7 @@ def faults(config: Mapping[str, Any]) -> Iterator[InputError]:
     if kept is not None and not (isinstance(kept, list) and all(isinstance(x, str) for x in kept)):
         yield _fault(f"{SECTION}.modules_to_not_convert", "must be a list of names", kept)
     group = section.get("group_size")
-    if group is None:
-        return
-    if type(group) is not int or (group < 1 and group != -1):  # -1: one scale for a whole row, as GPTQ writes it
-        yield _fault(f"{SECTION}.group_size", "must be a number of elements", group)
-    elif method == MXFP4 and group != MXFP4_BLOCK:
+    if method == MXFP4 and group is not None and (type(group) is not int or group != MXFP4_BLOCK):
         yield _fault(f"{SECTION}.group_size", f"must be {MXFP4_BLOCK}, as MXFP4's blocks are", group)
 
 

@@ -274,8 +274,8 @@ def _summed(workers: Iterable[Worker]) -> dict[str, float]:
 
 
 def _sync(place: Place, staged: Staged) -> None:
-    """Bring all files to the disk. One that does not get there is deleted: its lost pages pass for written now, and the
-    next run would find them whole in memory."""
+    """Bring all files to the disk. One that does not get there is emptied: its lost pages pass for written now, and the
+    next run would find them whole in memory. Its name stays: without it the next run would take it for moved in."""
     staged.sync()
     for path in place.staged.rglob("*"):
         with as_ours(path):
@@ -286,7 +286,7 @@ def _sync(place: Place, staged: Staged) -> None:
                 try:
                     os.fsync(f.fileno())
                 except OSError:
-                    path.unlink()
+                    os.truncate(path, 0)
                     raise
 
 

@@ -222,8 +222,7 @@ def companions(root: Path) -> dict[str, Path]:
     folder = LocalFolder(root)
     found = {n: folder.file(n) for n in folder.names() if _is_companion(n) and (root / n).is_file()}
     templates = sorted((root / TEMPLATES).glob("*.jinja"))
-    inside = LocalFolder(root / TEMPLATES)
-    return found | {f"{TEMPLATES}/{p.name}": inside.file(p.name) for p in templates if p.is_file()}
+    return found | {name: folder.file(name) for name in (f"{TEMPLATES}/{p.name}" for p in templates if p.is_file())}
 
 
 def lent_by(reference: str | Path) -> tuple[LocalFolder | RemoteFolder, Mapping[str, Source]]:

@@ -70,8 +70,6 @@ class LocalFolder:
             InputError: a link that leads elsewhere.
         """
         path = self.path / name
-        if not path.is_symlink():
-            return path
         home, end = Path(os.path.realpath(self.path)), Path(os.path.realpath(path))  # Path.resolve fails on loops
         blobs = home.parent.parent / "blobs"
         if end.is_relative_to(home) or (home.parent.name == "snapshots" and end.parent == blobs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
@@ -86,12 +87,12 @@ class Staged:
         return file
 
     def sync(self) -> None:
-        """Bring to the disk what lies here. A file that does not get there is deleted, as `execute` says why."""
+        """Bring to the disk what lies here. A file that does not get there is emptied, as `execute` says why."""
         for file in self._open.values():
             try:
                 file.sync()
             except LocalIOError:
-                file.path.unlink()
+                os.truncate(file.path, 0)
                 raise
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from ckpttool.commit import move_in, sync_folder
 from ckpttool.containers.source import LocalTarget
 from ckpttool.crc import crc32
-from ckpttool.errors import InputError, LocalIOError
+from ckpttool.errors import CkptError, InputError, LocalIOError
 from ckpttool.journal import Entry, Freed, read_entries, read_freed
 from ckpttool.place import Place
 from ckpttool.planner import Plan
@@ -215,7 +215,7 @@ def _is_whole(place: Place) -> bool:
 
     try:
         return verify(place.path).ok
-    except (InputError, LocalIOError):
+    except CkptError:
         return False
 
 

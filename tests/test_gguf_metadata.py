@@ -272,6 +272,13 @@ def test_a_model_card_with_values_of_other_types(tmp_path: Path, arch: dict[str,
     assert caught.value.file == "README.md" and caught.value.hint
 
 
+def test_words_that_begin_like_a_boolean_are_words(arch: dict[str, Any]) -> None:
+    files = {"README.md": b"---\ntags: [true-base, Falsehood, on, yes]\n---\n"}
+    counts = metadata.ParameterCounts(1, 1, 0, 0)
+    found = general.to_gguf("gpt-oss", {}, files, model_name=None, source_dir=Path("x"), counts=counts)
+    assert found["general.tags"] == string_array(["true-base", "Falsehood", "on", "yes"])
+
+
 def test_norwegian_is_a_language_however_the_card_lists_it(arch: dict[str, Any]) -> None:
     """llama.cpp's converter takes `no` for False in the second form, and fails."""
     for listed in ("\n- en\n- no", " [en, no]"):

@@ -184,10 +184,33 @@ def test_a_file_that_cannot_be_synced_is_made_anew(
             with pytest.raises(LocalIOError, match="Input/output error") as caught:
                 ckpttool.convert(small, tmp_path / "out", to="bf16")
         assert Path(str(caught.value.file)).name == "model.safetensors"
-        assert not (tmp_path / "out.partial" / "files" / "model.safetensors").exists()
+        assert (tmp_path / "out.partial" / "files" / "model.safetensors").stat().st_size == 0
         assert (tmp_path / "out.partial" / "journal").exists()
     assert ckpttool.convert(small, tmp_path / "out", to="bf16").run["slabs_resumed"] == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_file_that_cannot_be_synced_is_not_taken_for_moved_in(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a damaged target of the same plan: the next run makes it anew, and does not call the damaged one done."""
+    target, fsync = tmp_path / "x.gguf", os.fsync
+
+    def failing(fd: int) -> None:
+        if name_of(fd) == "x.gguf":
+            refused()
+        fsync(fd)
+
+    ckpttool.convert(small, target, model_name="x")
+    whole = target.read_bytes()
+    target.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(LocalIOError, match="Input/output error"):
+            ckpttool.convert(small, target, model_name="x", overwrite=True)
+    ckpttool.convert(small, target, model_name="x", overwrite=True)
+    assert target.read_bytes() == whole
+    assert ckpttool.verify(target).ok
 
 
 def test_the_receipt_is_read_back(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,10 @@ def test_links_into_the_caches_own_blobs_are_fine(tmp_path: Path) -> None:
     assert files(found) == SHARDS1
     assert str(found.folder) == str(snapshot)
     assert companions(snapshot)["tokenizer.json"] == snapshot / "tokenizer.json"
+    template = put(snapshot.parent.parent / "blobs", "sha-rag") / "sha-rag"
+    (snapshot / "additional_chat_templates").mkdir()
+    (snapshot / "additional_chat_templates" / "rag.jinja").symlink_to(template)
+    assert "additional_chat_templates/rag.jinja" in companions(snapshot)
     # A link to the snapshot itself changes nothing.
     (tmp_path / "link").symlink_to(snapshot)
     assert files(locate(tmp_path / "link")) == SHARDS1
@@ -289,3 +293,11 @@ def test_companions(tmp_path: Path) -> None:
         companions(tmp_path)
     with pytest.raises(CkptError, match="no such folder; --reference takes"):
         companions(tmp_path / "gone")
+
+
+def test_a_folder_of_templates_that_lies_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "a.jinja")
+    put(tmp_path / "model", "config.json")
+    (tmp_path / "model" / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="a link that leaves the folder"):
+        companions(tmp_path / "model")

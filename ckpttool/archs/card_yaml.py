@@ -33,5 +33,5 @@ def _loader() -> Any:
         first: [(tag, pattern) for tag, pattern in found if tag != BOOLEAN]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    Loader.add_implicit_resolver(BOOLEAN, re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
+    Loader.add_implicit_resolver(BOOLEAN, re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
     return Loader

@@ -77,7 +77,8 @@ def model_keys(arch: Mapping[str, Any], config: Mapping[str, Any], given: Mappin
         problems.append(configs.missing(config, "vocab_size", "the tokenizer is padded to it"))
     elif type(size) is not int or not 0 < size <= limits.VOCABULARY:
         what = f"is {size!r}, which is no size of a vocabulary"
-        more = limits.hint(limits.VOCABULARY, "correct it")
+        too_many = type(size) is int and size > limits.VOCABULARY
+        more = limits.hint(limits.VOCABULARY, "correct it") if too_many else "correct it"
         problems.append(InputError(what, file=configs.FILE, field="vocab_size", hint=more))
     for row in arch["gguf"]["keys"]:
         key = row["key"].format(arch=arch["arch"]["gguf"])

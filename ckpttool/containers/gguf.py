@@ -156,13 +156,14 @@ def _alignment(metadata: Mapping[str, Value], label: str, at: int | None) -> int
     if value is None:
         return ALIGNMENT
     n = int(value.value) if isinstance(value, Scalar) and value.type is ValueType.u32 else 0
-    if n < 1 or n & (n - 1) or n > limits.GGUF_ALIGNMENT:
+    is_power = n >= 1 and not n & (n - 1)
+    if not is_power or n > limits.GGUF_ALIGNMENT:
         raise InputError(
             f"must be a power of two from 1 to {limits.GGUF_ALIGNMENT}, as u32",
             file=label,
             field=ALIGNMENT_KEY,
             offset=at,
-            hint=limits.hint(limits.GGUF_ALIGNMENT, DAMAGED),
+            hint=limits.hint(limits.GGUF_ALIGNMENT, DAMAGED) if is_power else DAMAGED,
         )
     return n
 

@@ -42,7 +42,8 @@ def _given(variable: str, default: int, most: int) -> int:
     try:
         value = parse_size(text)
     except ValueError as error:
-        raise UsageError(f"{text!r} is no number", field=variable, hint="write for example 5000 or 64MiB") from error
+        what = f"{text!r} is no number of one or more"
+        raise UsageError(what, field=variable, hint="write for example 5000 or 64MiB") from error
     if value > most:
         raise UsageError(f"{text!r} is more than {most}, which is the most there can be", field=variable)
     return value

@@ -26,6 +26,7 @@ class HubDelivery:
         self._of = of
         self._sent = sent
         self.frees = of.frees
+        self._by_lfs = False
         self.notes: list[str] = []
         self.worked: Sequence[int] = ()
         self.commit: str | None = None
@@ -52,9 +53,10 @@ class HubDelivery:
         fd = file.duplicate()
         held = Path(f"/proc/self/fd/{fd}")
         path = held if held.exists() else file.path
-        self.sending.put(name, path, sha256, nbytes)
+        self.sending.put(name, path, sha256, nbytes, by_lfs=self._by_lfs)
         if self.frees and not self.sending.has(sha256, nbytes):
-            self.sending.put(name, path, sha256, nbytes, by_lfs=True)  # Xet has it by other hashes than this one
+            self._by_lfs = True  # Xet has it by other hashes than this one; so it will be with the next files
+            self.sending.put(name, path, sha256, nbytes, by_lfs=True)
             if not self.sending.has(sha256, nbytes):
                 raise NetworkError("the Hub does not have what was sent", file=name, hint="give the same command again")
         os.close(fd)  # not where that failed: whoever still reads it must not meet another file under its number

@@ -75,6 +75,7 @@ class Sending:
         self._lock = threading.Lock()
         self._contents: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._modes: dict[str, modes.Mode] = {}
+        self._told: set[str] = set()
         self._files: dict[str, PublishedFile] = {}
         self._meant: dict[str, Meant] = {}
         self._additions: dict[str, CommitOperationAdd] = {}
@@ -184,27 +185,28 @@ class Sending:
         if not instruction:
             return self._keep(name, meant, State.present, _there(name, meant))
         addition, reported = _addition(name, content, meant), 0
-        by_name = addition.path_or_fileobj
+        progress = self._progress if meant.sha256 not in self._told else (lambda _: None)
 
         def sent(n: int) -> None:
             nonlocal reported
             step = min(n, meant.nbytes - reported)
             reported += step
-            self._progress(step)
+            progress(step)
 
         in_parts = "chunk_size" in (instruction.get("upload", {}).get("header") or {})
-        with hub_calls.quiet(), _stream(content) if by_lfs else contextlib.nullcontext(by_name) as given:
-            addition.path_or_fileobj = given  # the library gives no stream to Xet
+        with hub_calls.quiet(), _stream(content) if by_lfs else contextlib.nullcontext() as stream:
+            if stream is not None:
+                addition.path_or_fileobj = stream  # which the library does not give to Xet
             self._calls.ask(
                 lambda api: api.preupload_lfs_files(
                     self.target.id, [addition], revision=self.target.branch, create_pr=self.target.pr
                 ),
                 name, nbytes=meant.nbytes, in_parts=in_parts, sent=sent,
             )  # fmt: skip
-        addition.path_or_fileobj = by_name
         if not reported:  # it went by Xet, which does not tell how much it left out
             self._calls.count(up=meant.nbytes)
-        self._progress(meant.nbytes - reported)
+        progress(meant.nbytes - reported)
+        self._told.add(meant.sha256)
         return self._keep(name, meant, State.uploaded, addition)
 
     def _instruction(self, sha256: str, nbytes: int) -> dict[str, Any]:

@@ -186,7 +186,11 @@ SIDE_FILES = [
         codes=ACCEPTED,
         unsaid="verify",
     ),
-    *(edited(f"CF16 group_size {x}", quantized(group_size=x), "group_size") for x in (0, 33, -32)),
+    *(
+        edited(f"CF16 group_size {x}", quantized(quant_method="mxfp4", group_size=x), "group_size")
+        for x in (0, 33, -32)
+    ),
+    edited("CF16 another method's", quantized(quant_method="x", group_size=[128, 128]), codes=ACCEPTED),
     edited("CF17 auto_map", config(auto_map={"AutoModel": "evil--evil.Evil"}, trust_remote_code=True), codes=ACCEPTED),
     edited("CF18 code of another repo", config(_attn_implementation_internal="evil/repo"), codes=ACCEPTED),
     edited("CF19 a name that is a path", config(_name_or_path="../../"), codes=ACCEPTED),
