@@ -399,11 +399,11 @@ def stopped(count: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None
     """A conversion that ends before the file number `count` goes out."""
     original, calls = Sending.put, [0]
 
-    def put(self: Sending, *args: Any) -> Any:
+    def put(self: Sending, *args: Any, **options: Any) -> Any:
         calls[0] += 1
         if calls[0] > count:
             raise Stop
-        return original(self, *args)
+        return original(self, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Sending, "put", put)
