@@ -187,7 +187,8 @@ class Disturbed:
         ended = self.traced(f"{call.name}:{fault.inject}:when={call.nth}{on}")
         row = {"fault": name, "call": asdict(call), "met": self._met(ended, call), "status": ended.status,
                "said": json.loads(ended.said) if ended.said else None, "state": self.state(),
-               "there": [Path(p).is_file() for p in call.paths], "verified": self.verified(),
+               "there": [Path(p).is_file() and Path(p).stat().st_size > 0 for p in call.paths],
+               "verified": self.verified(),
                "beside": self.beside(), "journalled": self.journalled()}  # fmt: skip
         row["again"] = going_on(lambda: self.run(self.work))
         return row | {"then": self.state(), "then_verified": self.verified(), "then_beside": self.beside()}
