@@ -57,6 +57,8 @@ GGUF_PY = (
     Known("a bool must be 0 or 1", "", "gguf-py takes any other byte for true"),
     Known("over the limit of 63", "", "gguf-py has no limit for names; gguf.cpp has"),
     Known("are left", "", "gguf-py cuts texts and arrays at the end of the file, silently"),
+    Known("ends too early", "", "a scalar that is cut off at the end of the file is an empty one to gguf-py"),
+    Known("bytes left hold at most", "", "the same, where the count alone shows it"),
     Known("ends behind the file", "", "the same, for a string of an array"),
     Known("bytes are missing", "", "gguf-py reads 0 bytes of a tensor without elements wherever it is said to lie"),
     Known("dimensions, more than 4", "", "gguf-py takes any number; gguf.cpp refuses"),
