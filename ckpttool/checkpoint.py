@@ -293,7 +293,7 @@ def _header(path: FilePath, container: str) -> tuple[Any, SourceFile] | CkptErro
     )
 
 
-PADDING = 4096
+HEADER_PADDING = 4096
 """Bytes of padding after a header that are worth no word: writers align to a page at most."""
 
 
@@ -303,7 +303,7 @@ def _trailing(headers: Sequence[Any], files: Sequence[SourceFile]) -> Iterable[s
     for header, file in zip(headers, files, strict=True):
         if n := getattr(header, "indent", 0):
             yield f"{file.name} begins its header with {n:,} bytes of space, where some readers want a brace"
-        if (n := getattr(header, "padding", 0)) > PADDING:
+        if (n := getattr(header, "padding", 0)) > HEADER_PADDING:
             yield f"{file.name} has {n:,} bytes of padding in its header"
         if n := getattr(header, "trailing", 0):
             yield f"{file.name} has {n:,} bytes after its data, which no reader looks at: left out"

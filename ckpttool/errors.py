@@ -150,7 +150,7 @@ def os_error(error: OSError) -> LocalIOError:
 
 
 @contextlib.contextmanager
-def as_ours(path: str | os.PathLike[str] | None = None) -> Iterator[None]:
+def os_errors(path: str | os.PathLike[str] | None = None) -> Iterator[None]:
     """What the system refuses in here, raised as an error of ours; `path` is what it is about where it does not say."""
     try:
         yield

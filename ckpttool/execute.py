@@ -31,8 +31,8 @@ from ckpttool.errors import (
     LocalIOError,
     NetworkError,
     UsageError,
-    as_ours,
     os_error,
+    os_errors,
 )
 from ckpttool.journal import Entry, Freed, Journal
 from ckpttool.order import in_file_order, in_turns, window
@@ -43,6 +43,7 @@ from ckpttool.readback import DIFFERS, DIFFERS_HINT, Stretch, read_back, stretch
 from ckpttool.receipt import Outcome, receipt
 from ckpttool.reports import Conversion, dump
 from ckpttool.resources import Limits, Resources, resources
+from ckpttool.settling import settle
 from ckpttool.sidecars import write_sidecar
 from ckpttool.slabwork import Phases, Worker
 from ckpttool.staged import Staged
@@ -56,7 +57,7 @@ Progress = Callable[[int], None]
 """Called with the bytes that have just been written, from any thread."""
 
 
-@as_ours()
+@os_errors()
 def execute(
     plan: Plan,
     limits: Limits,
@@ -78,7 +79,7 @@ def execute(
     place = plan.place
     verify = verify or delivery is not None
     frees = delivery is not None and delivery.frees
-    settled = workplace.settle(plan, verify=verify, overwrite=overwrite)
+    settled = settle(plan, verify=verify, overwrite=overwrite)
     if settled is not None and delivery is None:
         return settled
     check_target(plan, overwrite, frees=frees)
@@ -235,7 +236,7 @@ def _convert(run: _Run, limits: Limits, using: Resources, verify: bool, begun: f
         }
         conversion = receipt(plan, outcome)
         _write_durably(place.staged / place.receipt_name, dump(conversion))
-        with as_ours(place.staged):
+        with os_errors(place.staged):
             sync_folder(place.staged)
     return conversion
 
@@ -278,7 +279,7 @@ def _sync(place: Place, staged: Staged) -> None:
     next run would find them whole in memory. Its name stays: without it the next run would take it for moved in."""
     staged.sync()
     for path in place.staged.rglob("*"):
-        with as_ours(path):
+        with os_errors(path):
             if path.is_dir():
                 sync_folder(path)
                 continue
@@ -292,7 +293,7 @@ def _sync(place: Place, staged: Staged) -> None:
 
 def _write_durably(path: Path, text: str) -> None:
     data = text.encode()
-    with as_ours(path):
+    with os_errors(path):
         with path.open("wb") as f:
             f.write(data)
             f.flush()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpttool.crc import crc32
-from ckpttool.errors import as_ours
+from ckpttool.errors import os_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +103,18 @@ class Journal:
         """Write the journal anew with what is still believed, and keep it open."""
         fresh = path.with_suffix(".new")
         lines = [json.dumps({"plan": digest}).encode(), *map(_line, entries)]
-        with as_ours(fresh):
+        with os_errors(fresh):
             fresh.write_bytes(b"".join(line + b"\n" for line in lines))
             fresh.replace(path)
         self._lock = threading.Lock()
         self._path = path
-        with as_ours(path):
+        with os_errors(path):
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
 
     def add(self, entry: Entry | Freed) -> None:
         """Append one entry. LocalIOError where the disk does not take all of it, ValueError once it is closed."""
         line = _line(entry) + b"\n"
-        with self._lock, as_ours(self._path):
+        with self._lock, os_errors(self._path):
             if self._fd < 0:
                 raise ValueError("the journal is closed")
             if os.write(self._fd, line) != len(line):  # the rest of a full disk
@@ -122,12 +122,12 @@ class Journal:
 
     def sync(self) -> None:
         """Bring to the disk what was added."""
-        with self._lock, as_ours(self._path):
+        with self._lock, os_errors(self._path):
             os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the file; again is fine. A thread that is late then cannot write into another file of that number."""
-        with self._lock, as_ours(self._path):
+        with self._lock, os_errors(self._path):
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)

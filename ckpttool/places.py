@@ -70,6 +70,9 @@ class LocalFolder:
             InputError: a link that leads elsewhere.
         """
         path = self.path / name
+        # Not even a folder on the way may be a link. Most are none, and to resolve each name takes ten times as long.
+        if not any(p.is_symlink() for p in (path, *path.parents[: name.count("/")])):
+            return path
         home, end = Path(os.path.realpath(self.path)), Path(os.path.realpath(path))  # Path.resolve fails on loops
         blobs = home.parent.parent / "blobs"
         if end.is_relative_to(home) or (home.parent.name == "snapshots" and end.parent == blobs):

@@ -21,7 +21,7 @@ from ckpttool.containers.layout import FileLayout
 from ckpttool.containers.remote import RemoteFolder
 from ckpttool.containers.strict_json import Source, read_bytes, read_object
 from ckpttool.crc import crc32
-from ckpttool.errors import CkptError, InputError, LocalIOError, as_ours, raise_all
+from ckpttool.errors import CkptError, InputError, LocalIOError, os_errors, raise_all
 from ckpttool.layouts import Draft
 from ckpttool.locate import LICENCE_PREFIXES
 from ckpttool.readback import DIFFERS, DIFFERS_HINT
@@ -67,7 +67,7 @@ class Sidecar:
     def chunks(self) -> Iterable[bytes]:
         """The bytes, piece by piece."""
         if isinstance(self.content, Path):
-            with as_ours(self.content), self.content.open("rb") as f:
+            with os_errors(self.content), self.content.open("rb") as f:
                 while piece := f.read(CHUNK):
                     yield piece
         elif isinstance(self.content, bytes):
@@ -114,7 +114,7 @@ def write_sidecar(sidecar: Sidecar, folder: Path, *, verify: bool) -> Written:
     digest, crc, nbytes = hashlib.sha256(), 0, 0
     path = folder / sidecar.name
     path.parent.mkdir(exist_ok=True)
-    with as_ours(path), path.open("wb") as f:
+    with os_errors(path), path.open("wb") as f:
         for piece in sidecar.chunks():
             f.write(piece)
             digest.update(piece)
@@ -124,7 +124,7 @@ def write_sidecar(sidecar: Sidecar, folder: Path, *, verify: bool) -> Written:
     if nbytes != sidecar.nbytes or sidecar.sha256 not in (None, written.sha256):
         raise InputError("has changed while it was converted", file=sidecar.name, hint="give the same command again")
     if verify:
-        with as_ours(path), path.open("rb") as f:
+        with os_errors(path), path.open("rb") as f:
             if hashlib.file_digest(f, "sha256").hexdigest() != written.sha256:
                 raise LocalIOError(DIFFERS, file=sidecar.name, hint=DIFFERS_HINT)
     return written

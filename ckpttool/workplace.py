@@ -1,7 +1,6 @@
 """The folder of an unfinished conversion: locked, taken up again, and put in place as a whole.
 
-Nothing that an interrupted run has left is believed: slabs are held against their CRCs, and a commit that stopped
-between its renames is either finished or taken back and made again.
+Nothing that an interrupted run has left is believed: slabs are held against their CRCs.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ckpttool.commit import move_in, sync_folder
+from ckpttool.commit import move_in
 from ckpttool.containers.source import LocalTarget
 from ckpttool.crc import crc32
-from ckpttool.errors import CkptError, InputError, LocalIOError
+from ckpttool.errors import LocalIOError
 from ckpttool.journal import Entry, Freed, read_entries, read_freed
 from ckpttool.place import Place
 from ckpttool.planner import Plan
 from ckpttool.preflight import check_vacant
-from ckpttool.reports import Conversion, read_conversion
 from ckpttool.steps import target_ranges
 
 OURS = frozenset({"files", "files.old", "files.replaced", "journal", "journal.new", "lock"})
@@ -62,14 +60,14 @@ def _refuse_strangers(partial: Path) -> None:
     hint = "conversions are made there; move it away, or choose another TARGET"
     if partial.is_symlink() or not partial.is_dir():
         raise LocalIOError("is no folder of ours", file=str(partial), hint=hint)
-    names = _names(partial)
-    strangers = sorted(names - OURS) or sorted(names if "lock" not in names else ())
-    strangers += sorted(n for n in names if (partial / n).is_symlink())
+    held = names(partial)
+    strangers = sorted(held - OURS) or sorted(held if "lock" not in held else ())
+    strangers += sorted(n for n in held if (partial / n).is_symlink())
     if strangers:
         raise LocalIOError(f"holds {strangers[0]}, which is not ours", file=str(partial), hint=hint)
 
 
-def _names(folder: Path) -> set[str]:
+def names(folder: Path) -> set[str]:
     """What a folder holds; nothing where there is none, or it has just been deleted."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return {p.name for p in folder.iterdir()}
@@ -153,83 +151,9 @@ def _is_there(plan: Plan, entry: Entry, held: Mapping[str, LocalTarget], freed: 
     return True
 
 
-def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion | None:
-    """What an interrupted commit of this very plan has left: finished, or taken back to be made again.
-
-    Only where the journal is complete: before that, a target of the same plan is an older one that is being replaced.
-    Where nothing but traces is left, with no journal that tells of what, they are cleared away; a target that is whole
-    is what was made, unless it shall be overwritten: then it may be an older one.
-    Returns the receipt where nothing but the traces was left to clear away, None where there is work to do.
-    """
-    place = plan.place
-    _put_back(place)
-    entries = read_entries(place.partial / "journal", plan.digest) or ()
-    complete = len({e.slab for e in entries}) == len(plan.slabs)
-    if not complete and not _is_cleared(place):
-        return None
-    receipt = _receipt_of(place.receipt, plan.digest)
-    if not complete:
-        done = not overwrite and receipt is not None and (receipt.verified or not verify) and _is_whole(place)
-        with locked(place):
-            discard(place)
-        return receipt if done else None
-    if receipt is None:
-        return None
-    with locked(place):
-        staged = [_counterpart(place, path) for path in place.finals]
-        made = [os.path.lexists(path) for path in staged]
-        there = [os.path.lexists(path) for path in place.finals]
-        if all(there) and not any(made) and (receipt.verified or not verify):
-            sync_folder(place.path.parent)
-            _clear(place)
-            return receipt
-        if not place.is_folder:
-            place.staged.mkdir(exist_ok=True)
-            for final, path, is_there, is_made in zip(place.finals, staged, there, made, strict=True):
-                if is_there and not is_made:
-                    final.replace(path)
-    return None
-
-
-def _put_back(place: Place) -> None:
-    """Give the old target its place again where a run that could not exchange two folders at once was stopped between
-    their renames."""
-    aside = place.partial / "files.old"
-    if place.is_folder and aside.is_dir() and not os.path.lexists(place.path):
-        with locked(place):
-            aside.rename(place.path)
-
-
-def _is_cleared(place: Place) -> bool:
-    """Whether a run has put its target in place, and its folder holds no file any more that it has made. Its journal
-    may be gone, or never have got to a disk that lost its power."""
-    there = all(os.path.lexists(path) for path in place.finals)
-    names = _names(place.partial)
-    ours = place.partial.is_dir() and names <= OURS and ("lock" in names or not names)
-    return there and ours and not _names(place.staged)
-
-
-def _is_whole(place: Place) -> bool:
-    """Whether the target is as its receipt says."""
-    from ckpttool.verifier import verify  # it opens checkpoints; only what was interrupted needs it here
-
-    try:
-        return verify(place.path).ok
-    except CkptError:
-        return False
-
-
-def _counterpart(place: Place, final: Path) -> Path:
+def counterpart(place: Place, final: Path) -> Path:
+    """Where what belongs at `final` is made."""
     return place.staged if place.is_folder else place.staged / final.name
-
-
-def _receipt_of(path: Path, digest: str) -> Conversion | None:
-    """The receipt at `path` if it is of this plan."""
-    try:
-        receipt = read_conversion(path)
-    except (InputError, LocalIOError):
-        return None
-    return receipt if receipt.plan == digest else None
 
 
 def commit(plan: Plan, *, overwrite: bool) -> None:
@@ -246,11 +170,11 @@ def commit(plan: Plan, *, overwrite: bool) -> None:
     if overwrite and len(place.finals) > 1:  # without its first shard nobody reads what is half the old set
         place.finals[-1].unlink(missing_ok=True)
     for final in place.finals:
-        move_in(_counterpart(place, final), final, overwrite=overwrite)
-    _clear(place)
+        move_in(counterpart(place, final), final, overwrite=overwrite)
+    clear(place)
 
 
-def _clear(place: Place) -> None:
+def clear(place: Place) -> None:
     """`discard` where the target is in place. An old folder that lies here is renamed first: whoever comes when a part
     of it is deleted must not take it for unfinished work."""
     replaced = place.partial / "files.replaced"

@@ -340,7 +340,7 @@ def test_what_passes(
 ) -> None:
     """The same bytes as from the disk, whatever befalls the first requests for each file, and nothing beside them."""
     monkeypatch.setattr(patience, "PATIENCE", Patience(pauses=(0,) * 200))
-    monkeypatch.setattr(steps, "SLAB_NBYTES", 8_000 if name.startswith("HT15") else steps.SLAB_NBYTES)
+    monkeypatch.setattr(steps, "SLAB_NBYTES", 2_000 if name.startswith("HT15") else steps.SLAB_NBYTES)
     tiny.server.faults = {tiny.path(n): list(PASSES[name]) for n in tiny.files}
     if name[:4] in ("HT16", "HT19", "HT20"):  # refusals
         tiny.server.faults[LIST] = list(PASSES[name])

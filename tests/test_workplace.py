@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckpttool import workplace
+from ckpttool import settling, workplace
 from ckpttool.containers.source import LocalTarget
 from ckpttool.crc import crc32
 from ckpttool.errors import LocalIOError
@@ -107,13 +107,13 @@ def test_traces_with_no_journal(
 ) -> None:
     """They go; what lies at the target is the result where it is of this plan, verified, whole and to be kept."""
     found = None if receipt is None else SimpleNamespace(verified=receipt)
-    monkeypatch.setattr(workplace, "_receipt_of", lambda path, digest: found)
-    monkeypatch.setattr(workplace, "_is_whole", lambda place: whole)
+    monkeypatch.setattr(settling, "_receipt_of", lambda path, digest: found)
+    monkeypatch.setattr(settling, "_is_whole", lambda place: whole)
     plan: Any = SimpleNamespace(place=place, digest="plan", slabs=[Slab(0, 0, 1)])
     place.path.mkdir()
     place.partial.mkdir()
     (place.partial / "lock").touch()
-    done = workplace.settle(plan, verify=True, overwrite=overwrite)
+    done = settling.settle(plan, verify=True, overwrite=overwrite)
     assert done is (found if receipt and whole and not overwrite else None)
     assert not place.partial.exists()
 
@@ -125,35 +125,35 @@ def test_what_is_left_to_go_on_with(place: Place) -> None:
     place.staged.mkdir(parents=True)
     (place.partial / "lock").touch()
     (place.staged / "begun").touch()
-    assert workplace.settle(plan, verify=True) is None
+    assert settling.settle(plan, verify=True) is None
     assert (place.staged / "begun").exists()
     Journal(place.partial / "journal", "plan", [Entry(0, (1,), (0,))]).close()
     (place.staged / "begun").unlink()
     place.staged.rmdir()
-    assert workplace.settle(plan, verify=True) is None
+    assert settling.settle(plan, verify=True) is None
     assert (place.partial / "journal").exists()
 
 
 def test_when_a_target_is_in_place_and_only_traces_are_left(place: Place) -> None:
     place.partial.mkdir()
     (place.partial / "lock").touch()
-    assert not workplace._is_cleared(place)
+    assert not settling._is_cleared(place)
     place.path.mkdir()
-    assert workplace._is_cleared(place)
+    assert settling._is_cleared(place)
     place.staged.mkdir()
-    assert workplace._is_cleared(place)
+    assert settling._is_cleared(place)
     (place.staged / "begun").touch()
-    assert not workplace._is_cleared(place)
+    assert not settling._is_cleared(place)
     (place.staged / "begun").unlink()
     (place.partial / "thesis.tex").touch()
-    assert not workplace._is_cleared(place)
+    assert not settling._is_cleared(place)
 
 
 def test_a_receipt_of_another_plan(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(plan="plan")
-    monkeypatch.setattr(workplace, "read_conversion", lambda path: found)
-    assert workplace._receipt_of(place.receipt, "plan") is found
-    assert workplace._receipt_of(place.receipt, "another") is None
+    monkeypatch.setattr(settling, "read_conversion", lambda path: found)
+    assert settling._receipt_of(place.receipt, "plan") is found
+    assert settling._receipt_of(place.receipt, "another") is None
 
 
 def test_what_has_come_to_the_target_meanwhile_stays(place: Place) -> None:

@@ -36,6 +36,7 @@ from ckpttool.publishing.repos import RepoTarget
 from ckpttool.publishing.sending import Meant, Sending, git_sha1
 from ckpttool.reports import Conversion, PlanReport, document, read_conversion
 from ckpttool.resources import Limits
+from ckpttool.settling import settle
 from ckpttool.target import Target
 
 Progress = Callable[[int], None]
@@ -118,6 +119,8 @@ class HubConversion:
         """
         if self._current is not None and not self._is_to_be_put_in_place():
             return self._found_current()
+        if not self._asked.force:
+            settle(self.plan, verify=True)
         if self._is_made():
             return self._uploaded(progress, sent)
         self._require_vacant()
@@ -198,7 +201,7 @@ class HubConversion:
     def _is_made(self) -> bool:
         """Whether this very conversion is complete here already."""
         place = self.plan.place
-        if self._asked.force or (workplace.settle(self.plan, verify=True) is None and not _all_there(place)):
+        if self._asked.force or not _all_there(place):
             return False
         try:
             found = read_conversion(place.receipt)

@@ -62,60 +62,56 @@ with fake_hub.running() as hub:
 """
 """The Hub, until its stdin is closed; what it sends is paced where a rate is given."""
 
-READ = """
+SHARE = """
 import json, sys, threading
 from time import perf_counter
-from huggingface_hub import HfApi, get_session, hf_hub_url
 name, at_once, piece = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-found = HfApi().model_info(name, files_metadata=True)
-files = [s for s in found.siblings if s.rfilename.endswith(".safetensors")]
-todo = iter([(s.rfilename, at, min(at + piece, s.size)) for s in files for at in range(0, s.size, piece)])
-lock, client, read = threading.Lock(), get_session(), []
-def body():
-    while True:
-        with lock:
-            asked = next(todo, None)
-        if asked is None:
-            return
-        file, first, stop = asked
-        url = hf_hub_url(name, file, revision=found.sha)
-        with client.stream("GET", url, headers={"Range": f"bytes={first}-{stop - 1}"}) as answer:
-            got = sum(map(len, answer.iter_raw()))
-        assert got == stop - first
-        read.append(got)
-threads = [threading.Thread(target=body) for _ in range(at_once)]
-begun = perf_counter()
-[t.start() for t in threads]
-[t.join() for t in threads]
-print(json.dumps({"seconds": perf_counter() - begun, "nbytes": sum(read)}))
+def share(sizes, take):
+    todo = iter([(file, at, min(at + piece, size)) for file, size in sizes for at in range(0, size, piece)])
+    lock, read = threading.Lock(), []
+    def body():
+        room = bytearray(piece)
+        while True:
+            with lock:
+                asked = next(todo, None)
+            if asked is None:
+                return
+            take(*asked, room)
+            read.append(asked[2] - asked[1])
+    threads = [threading.Thread(target=body) for _ in range(at_once)]
+    begun = perf_counter()
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    print(json.dumps({"seconds": perf_counter() - begun, "nbytes": sum(read)}))
 """
+"""Ranges of files, taken by threads."""
+
+READ = (
+    SHARE
+    + """
+from huggingface_hub import HfApi, get_session, hf_hub_url
+found = HfApi().model_info(name, files_metadata=True)
+client = get_session()
+def take(file, first, stop, room):
+    url = hf_hub_url(name, file, revision=found.sha)
+    with client.stream("GET", url, headers={"Range": f"bytes={first}-{stop - 1}"}) as answer:
+        assert sum(map(len, answer.iter_raw())) == stop - first
+share([(s.rfilename, s.size) for s in found.siblings if s.rfilename.endswith(".safetensors")], take)
+"""
+)
 """Every byte of a repo's weights once, and nothing done with them."""
 
-FILL = """
-import json, sys, threading
-from time import perf_counter
+FILL = (
+    SHARE
+    + """
 from ckpttool.hub import hub_folder
-name, at_once, piece = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 folder, _ = hub_folder(f"hf://{name}")
+def take(file, first, stop, room):
+    file.readinto(first, memoryview(room)[: stop - first])
 files = [folder.file(n).open() for n in folder.names() if n.endswith(".safetensors")]
-todo = iter([(f, at, min(at + piece, f.size)) for f in files for at in range(0, f.size, piece)])
-lock, read = threading.Lock(), []
-def body():
-    room = bytearray(piece)
-    while True:
-        with lock:
-            asked = next(todo, None)
-        if asked is None:
-            return
-        file, first, stop = asked
-        file.readinto(first, memoryview(room)[: stop - first])
-        read.append(stop - first)
-threads = [threading.Thread(target=body) for _ in range(at_once)]
-begun = perf_counter()
-[t.start() for t in threads]
-[t.join() for t in threads]
-print(json.dumps({"seconds": perf_counter() - begun, "nbytes": sum(read)}))
+share([(f, f.size) for f in files], take)
 """
+)
 """The same as a conversion reads: each range into a slab's buffer, held against what was listed, tried again."""
 
 

@@ -30,7 +30,8 @@ def inspected(container: str, count: int, seed: int, folder: Path) -> None:
     path = folder / f"{NAME}.{container}"
     for n, data in enumerate(CONTAINERS[container][0](SEEDS[container](), count, seed)):
         path.write_bytes(data)
-        read_as = "gguf" if data.startswith(b"GGUF") else "safetensors"  # whatever the file is called
+        named = container == "gguf" and data[8:9] != b"{"  # a name counts where the content says nothing
+        read_as = "gguf" if data.startswith(b"GGUF") or named else "safetensors"
         verdict = JUDGES[read_as](data)
         try:
             report = None if isinstance(verdict, LimitError) else inspect(path, check=True)

@@ -33,10 +33,11 @@ CONTAINERS: dict[str, tuple[Mutants, tuple[ModuleType, ...]]] = {
 }
 
 UNMET = (
-    "a name longer than",  # 4,096 bytes; larger than any seed
-    "{what} in one header",  # a million of tensors, or 100,000 of metadata
-    "the key-values take more than",  # 256 MiB
-    "{what}, over the limit of",  # a million of tensors, or 100,000 of keys
+    "SAFETENSORS_NAME",  # 4,096 bytes; larger than any seed
+    "SAFETENSORS_ENTRY",  # 64 KiB of JSON about one tensor
+    "{what} in one header",  # 250,000 tensors, or 100,000 of metadata
+    "file=self.label, field=key, offset=self.at",  # 256 MiB of key-values
+    "{what}, over the limit of",  # 250,000 tensors, or 100,000 of keys
 )
 """What small files cannot be refused for; tests/hostile has a large one for each."""
 

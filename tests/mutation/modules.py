@@ -31,8 +31,8 @@ GROUPS = {
     ),
     "execute": Group(
         (
-            "journal.py", "commit.py", "preflight.py", "workplace.py", "execute.py", "staged.py", "readback.py",
-            "slabwork.py", "sidecars.py", "steps.py", "threads.py",
+            "journal.py", "commit.py", "preflight.py", "workplace.py", "settling.py", "execute.py", "staged.py",
+            "readback.py", "slabwork.py", "sidecars.py", "steps.py", "threads.py",
         ),
         (
             "test_journal.py", "test_commit.py", "test_preflight.py", "test_workplace.py", "test_steps.py",
