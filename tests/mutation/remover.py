@@ -22,8 +22,8 @@ from validations import Validation
 
 LONGEST = 10.0
 """Processor seconds of the longest test that is run for a single validation."""
-AT_LEAST = 120.0
-"""Seconds that tests are given before they count as hanging, or thirty times as long as they took."""
+AT_LEAST = 60.0
+"""Seconds that a test is given before it counts as hanging, or thirty times as long as the longest of them took."""
 _QUIET = ("-q", "--no-header", "--tb=no", "-s", "-p", "no:cacheprovider", "-p", "no:xdist")
 _NOTICED, _BROKEN = 1, 3
 
@@ -129,7 +129,7 @@ class Remover:
 
         path.write_bytes(found.removed(source))  # what starts a process of its own imports it from here
         try:
-            return self._forked(body, max(AT_LEAST, 30 * sum(self.tests.seconds[t] for t in tests)))
+            return self._forked(body, max([AT_LEAST, *(30 * self.tests.seconds[t] for t in tests)]))
         finally:
             path.write_bytes(source)
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -156,7 +156,7 @@ class Remover:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        code = _waited(pid, seconds)
+        code = _waited(pid, seconds, log)
         said = log.read_text(errors="replace")
         if code == _BROKEN:
             raise RuntimeError(said)
@@ -169,6 +169,7 @@ _FAILED = "failed: "
 
 def _run(items: Sequence[pytest.Item], *, stop: bool) -> int:
     for i, item in enumerate(items):
+        print(f"\n{item.nodeid}", flush=True)
         following = items[i + 1] if i + 1 < len(items) else None
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if item.session.testsfailed and stop:
@@ -177,10 +178,12 @@ def _run(items: Sequence[pytest.Item], *, stop: bool) -> int:
     return 0
 
 
-def _waited(pid: int, seconds: float) -> int | None:
-    """The exit code of a child; its own children are killed with it, and it is when the time is over."""
-    deadline = monotonic() + seconds
+def _waited(pid: int, seconds: float, log: Path) -> int | None:
+    """The exit code of a child; its own children are killed with it, and it is when it says nothing for so long."""
+    deadline, said = monotonic() + seconds, 0
     while True:
+        if log.exists() and log.stat().st_size != said:
+            deadline, said = monotonic() + seconds, log.stat().st_size
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             _kill(pid)
