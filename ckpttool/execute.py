@@ -99,7 +99,7 @@ def execute(
             if done:
                 raise _resumable(e) from e
             _give_up(place)  # nothing to go on from: a full disk is not kept full
-            raise _ours(e) from e
+            raise
         if delivery is not None:
             try:
                 delivery.finish(conversion, place.staged, [i for i in run.done if i not in run.resumed])
@@ -125,13 +125,10 @@ def _freed(plan: Plan, delivery: Delivery | None) -> dict[str, Freed]:
     return {f.file: f for f in workplace.freed(plan) if delivery.holds(f.file, f.sha256, f.nbytes)}
 
 
-def _ours(error: CkptError | OSError) -> CkptError:
-    return error if isinstance(error, CkptError) else os_error(error)
-
-
 def _resumable(error: CkptError | OSError) -> CkptError:
     """`error` with the hint that nothing is lost."""
-    out, more = _ours(error), "the same command then goes on where this one stopped"
+    out = error if isinstance(error, CkptError) else os_error(error)
+    more = "the same command then goes on where this one stopped"
     out.hint = f"{out.hint}; {more}" if out.hint else more
     return out
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import zlib
 from pathlib import Path
 
 import pytest
 
+from ckpttool.errors import LocalIOError
 from ckpttool.journal import Entry, Freed, Journal, read_entries, read_freed
 
 ENTRIES = [Entry(3, (0, 0xFFFFFFFF), (0,)), Entry(0, (17,), (5, 0)), Entry(12, (1, 2, 3, 4), (0,))]
@@ -164,6 +166,14 @@ def test_a_late_thread_cannot_write_into_another_file(tmp_path: Path) -> None:
         journal.close()
     assert (tmp_path / "other").read_bytes() == b""
     assert read_entries(tmp_path / "journal", "plan") == []
+
+
+def test_a_disk_that_takes_a_part_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "journal", "plan", [])
+    monkeypatch.setattr(os, "write", lambda fd, data: len(data) - 1)
+    with pytest.raises(LocalIOError, match="No space left"):
+        journal.add(ENTRIES[0])
+    journal.close()
 
 
 def test_beginning_anew_keeps_what_is_believed_and_drops_the_rest(tmp_path: Path) -> None:

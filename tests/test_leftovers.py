@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from crash_runs import die_at, in_child, tree
 
 import ckpttool
 from ckpttool import api, commit, execute, workplace
+from ckpttool.containers.source import LocalTarget
 from ckpttool.errors import InputError, LocalIOError
+from ckpttool.reports import Conversion
 
 SMALL = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
 
@@ -239,6 +242,30 @@ def test_what_the_system_refuses_is_an_error_of_ours(
     monkeypatch.setattr(owner, name, refused)
     with pytest.raises(LocalIOError, match="Input/output error"):
         execute.execute(plan, limits)
+
+
+class FailsAtTheEnd:
+    """A delivery that takes every file, and cannot finish."""
+
+    frees = False
+
+    def begin(self) -> None: ...
+
+    def holds(self, name: str, sha256: str, nbytes: int) -> bool:
+        return False
+
+    def deliver(self, name: str, file: LocalTarget, sha256: str) -> None: ...
+
+    def finish(self, conversion: Conversion, folder: Path, worked: Sequence[int]) -> None:
+        refused()
+
+
+def test_a_delivery_that_cannot_finish_is_gone_on_with(small: Path, tmp_path: Path) -> None:
+    plan = api.plan(small, tmp_path / "out", to="bf16")
+    with pytest.raises(LocalIOError, match="Input/output error") as caught:
+        execute.execute(plan, api.limit(device="cpu"), delivery=FailsAtTheEnd())
+    assert str(caught.value.hint).endswith("the same command then goes on where this one stopped")
+    assert ckpttool.convert(small, tmp_path / "out", to="bf16").run["slabs_resumed"] == len(plan.slabs)
 
 
 def test_the_error_of_a_run_is_told_though_its_wreck_stays(

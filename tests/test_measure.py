@@ -94,6 +94,25 @@ def test_what_equals_what() -> None:
     assert (found.largest[0], found.noise[0], found.signal[0]) == (0.5, 0.25, 4.0)
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_the_same_without_numba(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = np.random.default_rng(2).integers(0, np.iinfo(UINT[dtype]).max, (2, 3, 101), UINT[dtype])
+    found = measure.measure(a, b, dtype)
+    monkeypatch.setattr(cpu, "backend", lambda: "numpy")
+    assert equal(measure.measure(a, b, dtype), found)
+
+
+def test_float64_is_measured_as_it_is() -> None:
+    found = measure.measure(np.array([[1.0, 1e300]]), np.array([[1.0, 2e300]]), "F64")
+    assert (found.differing[0], found.largest[0]) == (1, 1e300)
+
+
+def test_rows_are_joined_in_order() -> None:
+    a = np.arange(12, dtype=np.float64).reshape(4, 3)
+    pieces = [measure.measure(a[i : i + 2], a[i : i + 2] * 2, "F64") for i in (0, 2)]
+    assert equal(measure.joined(pieces), measure.measure(a, a * 2, "F64"))
+
+
 def test_arrays_that_do_not_fit_are_refused() -> None:
     x = np.zeros((2, 4), np.uint32)
     for a, b, dtype in ((x, x[:1], "F32"), (x, x, "BF16"), (x[:, ::2], x[:, ::2], "F32"), (x[0], x[0], "F32")):

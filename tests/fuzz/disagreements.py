@@ -37,6 +37,8 @@ SAFETENSORS = (
     Known("only spaces may follow", "", "the README pads with spaces; the reference takes any white space of JSON"),
     Known("overflows", "", "0 elements, but a product on the way is over 63 bits: [0, 2**63 - 1]. torch fails later"),
     Known("dimensions, over 64", "", "numpy has 64 at most; the reference has no limit"),
+    Known("duplicate key", "", "of a field that the format has not, whose value the reference skips", rare=True),
+    Known("is no plain integer of at most", "", "the same: there the reference takes any number", rare=True),
 )
 
 LLAMA_CPP = (
@@ -57,8 +59,10 @@ GGUF_PY = (
     Known("a bool must be 0 or 1", "", "gguf-py takes any other byte for true"),
     Known("over the limit of 63", "", "gguf-py has no limit for names; gguf.cpp has"),
     Known("are left", "", "gguf-py cuts texts and arrays at the end of the file, silently"),
-    Known("ends too early", "", "a scalar that is cut off at the end of the file is an empty one to gguf-py"),
-    Known("bytes left hold at most", "", "the same, where the count alone shows it"),
+    Known(
+        "ends too early", "", "a scalar that is cut off at the end of the file is an empty one to gguf-py", rare=True
+    ),
+    Known("bytes left hold at most", "", "the same, where the count alone shows it", rare=True),
     Known("ends behind the file", "", "the same, for a string of an array"),
     Known("bytes are missing", "", "gguf-py reads 0 bytes of a tensor without elements wherever it is said to lie"),
     Known("dimensions, more than 4", "", "gguf-py takes any number; gguf.cpp refuses"),
