@@ -21,6 +21,8 @@ from ckpttool import api, commit, execute, workplace
 from ckpttool.containers.source import LocalTarget
 from ckpttool.errors import InputError, LocalIOError
 from ckpttool.reports import Conversion
+from ckpttool.staged import Staged
+from ckpttool.threads import Crew
 
 SMALL = Model(Sizes(layers=1, experts=2, hidden=32, intermediate=64, vocab=300))
 
@@ -242,6 +244,15 @@ def test_what_the_system_refuses_is_an_error_of_ours(
     monkeypatch.setattr(owner, name, refused)
     with pytest.raises(LocalIOError, match="Input/output error"):
         execute.execute(plan, limits)
+
+
+def test_after_a_failure_no_file_is_begun(small: Path, tmp_path: Path) -> None:
+    plan, crew = api.plan(small, tmp_path / "out", to="bf16"), Crew()
+    plan.place.staged.mkdir(parents=True)
+    staged = Staged(plan, {f.name: () for f in plan.files}, crew, len(plan.files), ())
+    crew.fail(InputError("is spoilt"))
+    assert [staged.open(f.name) for f in plan.files] == [None] * len(plan.files)
+    assert not list(plan.place.staged.iterdir())
 
 
 class FailsAtTheEnd:

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import builders
 import pytest
@@ -156,3 +157,47 @@ def test_the_same_source_and_options_give_the_same_plan(sources: dict[str, Path]
               api.plan(sources["hf-bf16"], tmp_path / "a.gguf", experts="mxfp4"),
               api.plan(sources["hf-bf16"], tmp_path / "a.gguf", experts="mxfp4", recipe="ocp")]  # fmt: skip
     assert len({first.digest, *(p.digest for p in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "target", "theirs"),
+    [
+        (Kind.quantize, BF16_FLAT, MXFP4_PAIR, True),
+        (Kind.quantize, BF16_FLAT, Q8_0_GGML, False),
+        (Kind.dequantize, MXFP4_GGML, BF16_FLAT, True),
+        (Kind.dequantize, MXFP4_PAIR, F32_FLAT, True),
+        (Kind.dequantize, MXFP4_PAIR, F16_FLAT, False),
+        (Kind.dequantize, Q8_0_GGML, BF16_FLAT, False),
+        (Kind.repack, MXFP4_PAIR, MXFP4_GGML, True),
+        (Kind.copy, MXFP4_PAIR, MXFP4_PAIR, False),
+        (Kind.widen, BF16_FLAT, F32_FLAT, False),
+    ],
+)
+def test_what_a_gpu_does(kind: Kind, source: Codec, target: Codec, theirs: bool) -> None:
+    step: Any = SimpleNamespace(kind=kind, source=SimpleNamespace(codec=source), target=SimpleNamespace(codec=target))
+    assert steps.for_gpu(step) is theirs
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "target", "direct"),
+    [
+        (Kind.quantize, (BF16_FLAT, True, True), (BF16_FLAT, True, True), True),
+        (Kind.quantize, (BF16_FLAT, True, True), (BF16_FLAT, True, False), False),
+        (Kind.widen, (BF16_FLAT, True, True), (F32_FLAT, False, True), False),
+        (Kind.narrow, (F32_FLAT, False, True), (BF16_FLAT, False, False), True),
+        (Kind.dequantize, (MXFP4_PAIR, False, True), (BF16_FLAT, True, True), True),
+        (Kind.dequantize, (MXFP4_PAIR, False, True), (F32_FLAT, False, False), True),
+        (Kind.dequantize, (MXFP4_PAIR, False, True), (F16_FLAT, True, True), False),
+        (Kind.dequantize, (Q8_0_GGML, False, False), (BF16_FLAT, True, True), False),
+        (Kind.quantize, (BF16_FLAT, True, True), (MXFP4_GGML, False, False), True),
+        (Kind.quantize, (BF16_FLAT, True, True), (Q8_0_GGML, False, False), False),
+        (Kind.quantize, (BF16_FLAT, False, False), (Q8_0_GGML, False, False), True),
+    ],
+)
+def test_what_one_kernel_does(
+    kind: Kind, source: tuple[Codec, bool, bool], target: tuple[Codec, bool, bool], direct: bool
+) -> None:
+    """The codec, whether the last axis is another than in memory, whether gate and up take turns."""
+    sides = [SimpleNamespace(codec=c, transposed=t, zipped=z) for c, t, z in (source, target)]
+    step: Any = SimpleNamespace(kind=kind, source=sides[0], target=sides[1])
+    assert steps._direct(step) is direct

@@ -59,9 +59,7 @@ GGUF_PY = (
     Known("a bool must be 0 or 1", "", "gguf-py takes any other byte for true"),
     Known("over the limit of 63", "", "gguf-py has no limit for names; gguf.cpp has"),
     Known("are left", "", "gguf-py cuts texts and arrays at the end of the file, silently"),
-    Known(
-        "ends too early", "", "a scalar that is cut off at the end of the file is an empty one to gguf-py", rare=True
-    ),
+    Known("ends too early", "", "a scalar cut off at the end of the file is empty to gguf-py", rare=True),
     Known("bytes left hold at most", "", "the same, where the count alone shows it", rare=True),
     Known("ends behind the file", "", "the same, for a string of an array"),
     Known("bytes are missing", "", "gguf-py reads 0 bytes of a tensor without elements wherever it is said to lie"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -119,6 +120,7 @@ class Remover:
         path = self.module(module)
         source, before = path.read_bytes(), path.stat()
         if module not in self._living:
+            importlib.import_module("ckpttool." + module.removesuffix(".py").replace("/", "."))  # some are lazily
             self._living[module] = Living(str(path))
         living = self._living[module]
 
