@@ -10,7 +10,7 @@ from ckpttool.checkpoint import open_checkpoint
 from ckpttool.codecs.formats import Recipe
 from ckpttool.containers.shards import parse_size
 from ckpttool.devices import check_asked
-from ckpttool.errors import UsageError
+from ckpttool.errors import UsageError, os_errors
 from ckpttool.execute import execute
 from ckpttool.planner import Plan, make_plan
 from ckpttool.preview import preview
@@ -29,6 +29,7 @@ Size = int | str
 """Bytes, or text such as "512MB", "5GB", "1GiB"."""
 
 
+@os_errors()
 def plan(
     source: str | Path,
     target_path: str | Path,
@@ -55,6 +56,7 @@ def plan(
     Raises:
         UsageError: a combination of options that is not legal, with the legal choice named.
         InputError: whatever headers, index, config and tokenizer show to be wrong, all of it at once.
+        LocalIOError: what the system refuses.
         NetworkError: a remote end refuses, or breaks off too often.
     """
     if is_repo_url(str(target_path)):

@@ -22,7 +22,7 @@ from ckpttool.containers.gguf_values import Array, Scalar, Value
 from ckpttool.containers.remote import FilePath, RemoteFolder, RemotePath, open_head
 from ckpttool.containers.source import LocalFile, ReadableFile, require_unchanged
 from ckpttool.containers.strict_json import Source, read_object
-from ckpttool.errors import CkptError, InputError, LimitError, UnconvertibleError, UsageError, raise_all
+from ckpttool.errors import CkptError, InputError, LimitError, UnconvertibleError, UsageError, os_errors, raise_all
 from ckpttool.locate import Located, companions_in, lent_by, locate
 from ckpttool.places import LocalFolder
 from ckpttool.recognition import Recognition, gguf_weights
@@ -152,6 +152,7 @@ def _not_here(place: RemotePath | RemoteFolder) -> NoReturn:
     raise UsageError("is remote; this needs it on this machine", file=str(place), hint=hint)
 
 
+@os_errors()
 def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, remote: bool = True) -> Checkpoint:
     """Read the headers of the checkpoint at `path`; `reference` lends the companions that are missing beside it.
 
@@ -160,6 +161,7 @@ def open_checkpoint(path: str | Path, *, reference: str | Path | None = None, re
 
     Raises:
         InputError: not a checkpoint, or a header that cannot be trusted.
+        LocalIOError: what the system refuses.
         NetworkError, UsageError: a remote end refuses, or is of no kind that is known.
     """
     located = locate(path, remote=remote)

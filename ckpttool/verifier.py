@@ -18,7 +18,7 @@ import numpy as np
 from ckpttool.containers.remote import RemoteFile
 from ckpttool.containers.source import LocalFile
 from ckpttool.crc import crc32
-from ckpttool.errors import InputError, UsageError
+from ckpttool.errors import InputError, UsageError, os_errors
 from ckpttool.locate import SHARD
 from ckpttool.place import RECEIPT_NAME
 from ckpttool.places import HUB_REPO, LocalFolder, is_url
@@ -64,6 +64,7 @@ class Finished(Protocol):
         """A file that is there."""
 
 
+@os_errors()
 def verify(
     target: str | Path,
     *,
@@ -84,6 +85,7 @@ def verify(
 
     Raises:
         InputError: there is no receipt, it is none of ours, or `source` is not what the receipt says was read.
+        LocalIOError: what the system refuses.
         NetworkError: the Hub refuses, or breaks off too often.
         UsageError: `samples` or `reference` without `source`.
     """

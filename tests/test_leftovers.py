@@ -324,3 +324,14 @@ def test_a_journal_that_cannot_be_written_is_named(
         with pytest.raises(LocalIOError, match="Input/output error") as caught:
             ckpttool.convert(small, tmp_path / "out", to="bf16")
     assert Path(str(caught.value.file)).name == ("journal" if broken == "add" else "journal.new")
+
+
+@pytest.mark.parametrize("front", [ckpttool.open_checkpoint, ckpttool.inspect, ckpttool.verify])
+def test_a_folder_that_cannot_be_listed(
+    front: Any, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ckpttool.convert(small, tmp_path / "out", to="bf16")
+    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(LocalIOError, match="Input/output error"):
+        front(tmp_path / "out")

@@ -54,7 +54,7 @@ def disturbed(tmp_path: Path) -> Iterator[Callable[..., Rows]]:
             done = subprocess.run(command, capture_output=True, check=False, env=ENVIRONMENT)
             assert done.returncode == 0, done.stderr.decode()[-4000:]
             document = json.loads(done.stdout.splitlines()[-1])
-            assert document["calls"] >= 80
+            assert document["calls"] >= (60 if threads else 80)  # of the nth ones of several threads one counts
             return document["rows"]
 
         yield run
