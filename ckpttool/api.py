@@ -135,6 +135,7 @@ def convert_to_hub(
     return hub_conversion(source, repo, limits, **options).run(progress, sent)
 
 
+@os_errors()
 def hub_conversion(
     source: str | Path,
     repo: str,

@@ -151,7 +151,8 @@ def os_error(error: OSError) -> LocalIOError:
 
 @contextlib.contextmanager
 def os_errors(path: str | os.PathLike[str] | None = None) -> Iterator[None]:
-    """What the system refuses in here, raised as an error of ours; `path` is what it is about where it does not say."""
+    """What the system refuses in here, a caller's callback included, raised as an error of ours; `path` is what it is
+    about where it does not say."""
     try:
         yield
     except OSError as e:

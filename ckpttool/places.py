@@ -69,9 +69,10 @@ class LocalFolder:
         Raises:
             InputError: a link that leads elsewhere.
         """
-        path = self.path / name
-        # Not even a folder on the way may be a link. Most are none, and to resolve each name takes ten times as long.
-        if not any(p.is_symlink() for p in (path, *path.parents[: name.count("/")])):
+        path, given = self.path / name, Path(name)
+        # Without a link on the way there is nothing to resolve, which takes several times as long.
+        plain = os.name == "posix" and not given.is_absolute() and ".." not in given.parts
+        if plain and not any(p.is_symlink() for p in (path, *path.parents[: len(given.parts) - 1])):
             return path
         home, end = Path(os.path.realpath(self.path)), Path(os.path.realpath(path))  # Path.resolve fails on loops
         blobs = home.parent.parent / "blobs"

@@ -18,16 +18,17 @@ from ckpttool.units import size
 OTHER = "choose another TARGET"
 
 
-def check_target(plan: Plan, overwrite: bool, *, frees: bool = False) -> None:
+def check_target(plan: Plan, overwrite: bool, *, frees: bool = False, left: bool = False) -> None:
     """Refuse a target that exists, unless it may be overwritten, and a disk that is too small.
 
-    Where files are freed nothing lies at the target in the end, and so nothing there is in the way.
+    Where files are freed nothing lies at the target in the end, and so nothing there is in the way; `left` says that
+    what lies there is what an interrupted run has left.
 
     Raises:
         LocalIOError: what stands against it.
     """
     place = plan.place
-    if not frees:
+    if not frees and not left:
         check_vacant(place, plan.digest, overwrite=overwrite)
     folder = next(p for p in place.path.parents if p.exists())
     if not folder.is_dir():

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 
+from ckpttool.errors import os_errors
 from ckpttool.planner import Plan
 from ckpttool.preflight import check_target
 from ckpttool.reports import PlannedFile, PlanReport, StepCount
 from ckpttool.resources import Limits, resources
+from ckpttool.settling import is_left
 from ckpttool.steps import Fidelity
 
 
+@os_errors()
 def preview(plan: Plan, limits: Limits, *, overwrite: bool = False, frees: bool = False) -> PlanReport:
     """What executing `plan` within `limits` would write, do and need; whatever would stop it at its start is raised.
 
@@ -21,7 +24,7 @@ def preview(plan: Plan, limits: Limits, *, overwrite: bool = False, frees: bool 
         UsageError: a device that cannot be used.
     """
     using = resources(plan, limits)
-    check_target(plan, overwrite, frees=frees)
+    check_target(plan, overwrite, frees=frees, left=is_left(plan))
     counts: Counter[tuple[str, str, str, str]] = Counter()
     nbytes: Counter[tuple[str, str, str, str]] = Counter()
     fidelity: Counter[str] = Counter()

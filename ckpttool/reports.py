@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckpttool.errors import InputError
+from ckpttool.errors import InputError, os_error
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -116,11 +116,15 @@ class Conversion:
     plan: str
 
 
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
 def read_conversion(path: Path) -> Conversion:
     """The receipt at `path`.
 
     Raises:
         InputError: there is none, or it is not as `dump` writes it.
+        LocalIOError: what the system refuses.
     """
     try:
         value: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -128,8 +132,10 @@ def read_conversion(path: Path) -> Conversion:
         tensors = tuple(TensorReceipt(**{**row, "shape": tuple(row["shape"])}) for row in value.pop("tensors"))
         assumed, notes = tuple(value.pop("assumed")), tuple(value.pop("notes"))
         return Conversion(files=files, tensors=tensors, assumed=assumed, notes=notes, **value)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+    except (*_NO_FILE, ValueError, TypeError, KeyError, AttributeError) as e:
         raise InputError("is no receipt", file=str(path), hint="give the checkpoint that was converted") from e
+    except OSError as e:
+        raise os_error(e) from e
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What an interrupted commit has left: finished, or taken back and made again.
 
-Nothing that is found is believed without its receipt, and nothing is touched that another run works on.
+No target is taken for finished without its receipt, and nothing is touched that another run works on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckpttool import workplace
 from ckpttool.commit import sync_folder
-from ckpttool.errors import CkptError, InputError, LocalIOError
+from ckpttool.errors import InputError
 from ckpttool.journal import read_entries
 from ckpttool.place import Place
 from ckpttool.planner import Plan
@@ -27,8 +27,7 @@ def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion |
     """
     place = plan.place
     _put_back(place)
-    entries = read_entries(place.partial / "journal", plan.digest) or ()
-    complete = len({e.slab for e in entries}) == len(plan.slabs)
+    complete = _is_complete(plan)
     if not complete and not _is_cleared(place):
         return None
     receipt = _receipt_of(place.receipt, plan.digest)
@@ -55,6 +54,21 @@ def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion |
     return None
 
 
+def is_left(plan: Plan) -> bool:
+    """Whether what lies at the target is what an interrupted run of this very plan has left, which `settle` sees to.
+
+    Nothing is touched.
+    """
+    of_this_plan = _receipt_of(plan.place.receipt, plan.digest) is not None
+    return of_this_plan and (_is_complete(plan) or _is_cleared(plan.place))
+
+
+def _is_complete(plan: Plan) -> bool:
+    """Whether the journal has every slab."""
+    entries = read_entries(plan.place.partial / "journal", plan.digest) or ()
+    return len({e.slab for e in entries}) == len(plan.slabs)
+
+
 def _put_back(place: Place) -> None:
     """Give the old target its place again where a run that could not exchange two folders at once was stopped between
     their renames."""
@@ -74,12 +88,12 @@ def _is_cleared(place: Place) -> bool:
 
 
 def _is_whole(place: Place) -> bool:
-    """Whether the target is as its receipt says."""
+    """Whether the target is as its receipt says. What the system refuses is raised: then nobody knows."""
     from ckpttool.verifier import verify  # it opens checkpoints; only what was interrupted needs it here
 
     try:
         return verify(place.path).ok
-    except CkptError:
+    except InputError:
         return False
 
 
@@ -87,6 +101,6 @@ def _receipt_of(path: Path, digest: str) -> Conversion | None:
     """The receipt at `path` if it is of this plan."""
     try:
         receipt = read_conversion(path)
-    except (InputError, LocalIOError):
+    except InputError:
         return None
     return receipt if receipt.plan == digest else None

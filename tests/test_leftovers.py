@@ -17,9 +17,10 @@ from builders import Model, Sizes
 from crash_runs import die_at, in_child, tree
 
 import ckpttool
-from ckpttool import api, commit, execute, workplace
+from ckpttool import api, commit, execute, verifier, workplace
 from ckpttool.containers.source import LocalTarget
 from ckpttool.errors import InputError, LocalIOError
+from ckpttool.preview import preview
 from ckpttool.reports import Conversion
 from ckpttool.staged import Staged
 from ckpttool.threads import Crew
@@ -326,7 +327,9 @@ def test_a_journal_that_cannot_be_written_is_named(
     assert Path(str(caught.value.file)).name == ("journal" if broken == "add" else "journal.new")
 
 
-@pytest.mark.parametrize("front", [ckpttool.open_checkpoint, ckpttool.inspect, ckpttool.verify])
+@pytest.mark.parametrize(
+    "front", [ckpttool.open_checkpoint, ckpttool.verify, lambda path: ckpttool.upload(path, "ada/model")]
+)
 def test_a_folder_that_cannot_be_listed(
     front: Any, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,3 +338,42 @@ def test_a_folder_that_cannot_be_listed(
     monkeypatch.setattr(os, "listdir", refused)
     with pytest.raises(LocalIOError, match="Input/output error"):
         front(tmp_path / "out")
+
+
+def test_a_plan_that_the_system_stands_against(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "make_plan", refused)
+    with pytest.raises(LocalIOError, match="Input/output error"):
+        api.plan(small, tmp_path / "out", to="bf16")
+
+
+def test_a_system_that_fails_is_no_damage(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run was killed while it cleared up; the next one cannot look at the target, and the one after that can."""
+    made = ckpttool.convert(small, tmp_path / "out", to="bf16")
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "lock").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(verifier.Verifier, "run", refused)
+        with pytest.raises(LocalIOError, match="Input/output error"):
+            ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert (tmp_path / "out.partial" / "lock").exists()
+    again = ckpttool.convert(small, tmp_path / "out", to="bf16")
+    assert [f.crc32 for f in again.files] == [f.crc32 for f in made.files]
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_dry_run_beside_what_was_interrupted(small: Path, tmp_path: Path) -> None:
+    """Killed between the renames of a split set: nothing that is there stands against the command, and it stays."""
+    options: dict[str, Any] = {"model_name": "x", "max_shard_size": 30_000}
+
+    def body() -> None:
+        die_at(workplace, "move_in", 2, before=False)
+        ckpttool.convert(small, tmp_path / "x.gguf", workers=1, **options)
+
+    assert in_child(body) == signal.SIGKILL
+    plan, was = api.plan(small, tmp_path / "x.gguf", **options), tree(tmp_path)
+    assert any(os.path.lexists(p) for p in plan.place.finals)
+    assert preview(plan, api.limit()).digest == plan.digest
+    assert tree(tmp_path) == was
+    assert ckpttool.convert(small, tmp_path / "x.gguf", **options).run["slabs_resumed"] == len(plan.slabs)
+    with pytest.raises(LocalIOError, match="already exists"):
+        preview(plan, api.limit())

@@ -11,6 +11,7 @@ import pytest
 
 from ckpttool.errors import CkptError, InputError
 from ckpttool.locate import Located, companions, locate
+from ckpttool.places import LocalFolder
 
 EMPTY = b"\x02\0\0\0\0\0\0\0{}"
 GGUF = b"GGUF"
@@ -235,6 +236,14 @@ def test_links_inside_the_folder_are_fine(tmp_path: Path) -> None:
     put(tmp_path, "data/weights")
     (tmp_path / "model.safetensors").symlink_to("data/weights")
     assert files(locate(tmp_path)) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["../x", "sub/../../x", "/etc/passwd", "sub/../../model/../x"])
+def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    with pytest.raises(InputError, match="leaves the folder"):
+        LocalFolder(tmp_path / "model").file(name)
+    assert LocalFolder(tmp_path / "model").file("sub/../x") == tmp_path / "model" / "sub/../x"
 
 
 @pytest.mark.parametrize("names", [["model.safetensors"], SHARDS1], ids=["one", "shards"])

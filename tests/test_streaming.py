@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -32,12 +33,15 @@ from hub_faults import Answer, Call
 from referencing import Registry, Resource
 
 import ckpttool
-from ckpttool import api, order, steps
+from ckpttool import api, order, steps, workplace
+from ckpttool.commit import move_in
 from ckpttool.containers.source import LocalTarget
 from ckpttool.errors import CheckFailed, InputError, LocalIOError, NetworkError, UsageError
+from ckpttool.execute import execute
 from ckpttool.journal import Entry, Freed, Journal, read_entries, read_freed
 from ckpttool.publishing.report import Publication
 from ckpttool.publishing.sending import Sending
+from ckpttool.publishing.streaming import HubConversion
 from ckpttool.staged import Staged
 
 pytestmark = pytest.mark.usefixtures("hasty")
@@ -547,6 +551,34 @@ def test_a_repo_that_is_up_to_date_is_left_alone(to: str, hub: FakeHub) -> None:
     assert dry[0] is None and dry[1].up_to_date and dry[1].dry_run
     named = convert(**options, quantized_by="ada")
     assert named.up_to_date and "--force" in " ".join(named.notes) and not done.notes
+
+
+def test_a_dry_run_beside_what_was_interrupted(hub: FakeHub, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stopped between the renames of a split set: a dry run changes nothing, and the command goes on."""
+
+    def conversion() -> HubConversion:
+        limits = api.limit(device="cpu")
+        return api.hub_conversion("ada/model", "hf://ada/out/x.gguf", limits, model_name="x", max_shard_size=30_000)
+
+    first = conversion()
+    moved = itertools.count()
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        if next(moved) == 2:
+            raise KeyboardInterrupt
+        move_in(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workplace, "move_in", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(first.plan, api.limit(device="cpu"))
+    was = tree(Path())
+    plan, _ = conversion().preview()
+    assert plan is not None and plan.digest == first.plan.digest
+    assert tree(Path()) == was
+    done = conversion().run()
+    assert done.conversion is not None and done.conversion.run["slabs_resumed"] == len(first.plan.slabs)
+    assert not any(name.endswith(".partial") for name in here())
 
 
 def test_force_converts_and_puts_nothing_again(hub: FakeHub) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from ckpttool import workplace
 from ckpttool.checkpoint import open_checkpoint
 from ckpttool.commit import exists_error
-from ckpttool.errors import InputError
+from ckpttool.errors import InputError, os_errors
 from ckpttool.execute import execute
 from ckpttool.journal import read_entries
 from ckpttool.place import Place
@@ -36,7 +36,7 @@ from ckpttool.publishing.repos import RepoTarget
 from ckpttool.publishing.sending import Meant, Sending, git_sha1
 from ckpttool.reports import Conversion, PlanReport, document, read_conversion
 from ckpttool.resources import Limits
-from ckpttool.settling import settle
+from ckpttool.settling import is_left, settle
 from ckpttool.target import Target
 
 Progress = Callable[[int], None]
@@ -109,6 +109,7 @@ class HubConversion:
         """Whether the branch already holds what would be made."""
         return self._current is not None
 
+    @os_errors()
     def run(self, progress: Progress = lambda n: None, sent: Progress = lambda n: None) -> Publication:
         """Convert and publish; `progress` hears of bytes written here, `sent` of those that the Hub has.
 
@@ -144,13 +145,15 @@ class HubConversion:
             conversion=conversion,
         )
 
+    @os_errors()
     def preview(self) -> tuple[PlanReport | None, Publication]:
         """The plan, unless there is nothing to convert, and what would be sent. Raises what would stop it."""
         if self._current is not None:
             return None, self._found_current(dry_run=True)
         if self._is_made():
             return None, self._uploaded(dry_run=True)
-        self._require_vacant()
+        if not is_left(self.plan):
+            self._require_vacant()
         plan = preview(self.plan, self._limits, overwrite=self._asked.overwrite, frees=self._asked.frees)
         sides = {s.name: b"".join(s.chunks()) for s in self.plan.sidecars}
         meant = {n: Meant(len(d), sha256(d).hexdigest(), git_sha1(d)) for n, d in sides.items()}

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ckpttool import __version__, threads
 from ckpttool.containers.strict_json import read_text
-from ckpttool.errors import CkptError, InputError, Problems, UsageError, raise_all
+from ckpttool.errors import CkptError, InputError, Problems, UsageError, os_errors, raise_all
 from ckpttool.place import RECEIPT_NAME
 from ckpttool.publishing import card, describing, manifest, secrets
 from ckpttool.publishing.access import Access, check_access, made
@@ -50,6 +50,7 @@ class Asked:
     allow_endpoint: bool = False
 
 
+@os_errors()
 def upload(folder: str | Path, repo: str, *, progress: Progress = lambda nbytes: None, **options: Any) -> Publication:
     """Publish the finished conversion `folder`, a folder or a GGUF, in the repo `repo` of the Hugging Face Hub.
 

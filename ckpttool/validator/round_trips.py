@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from ckpttool.checkpoint import Checkpoint, open_checkpoint
 from ckpttool.comparison.parts import compare_parts
-from ckpttool.errors import CkptError, LocalIOError, Problems, UsageError
+from ckpttool.errors import CkptError, LocalIOError, Problems, UsageError, os_errors
 from ckpttool.execute import execute
 from ckpttool.planner import Plan, make_plan
 from ckpttool.resources import Limits
@@ -46,6 +46,7 @@ FIGURES: Final = (
 """Of `Metrics`, those that a row has."""
 
 
+@os_errors()
 def round_trips(
     source: str | Path,
     vias: Sequence[str],

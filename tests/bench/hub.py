@@ -82,6 +82,7 @@ def share(sizes, take):
     begun = perf_counter()
     [t.start() for t in threads]
     [t.join() for t in threads]
+    assert sum(read) == sum(size for _, size in sizes)
     print(json.dumps({"seconds": perf_counter() - begun, "nbytes": sum(read)}))
 """
 """Ranges of files, taken by threads."""

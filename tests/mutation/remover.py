@@ -166,12 +166,12 @@ class Remover:
         return Ended(code, failed[0].removeprefix(_FAILED) if failed else f"ended with {code}")
 
 
-_FAILED = "failed: "
+_BEGUN, _FAILED = "begun: ", "failed: "
 
 
 def _run(items: Sequence[pytest.Item], *, stop: bool) -> int:
     for i, item in enumerate(items):
-        print(f"\n{item.nodeid}", flush=True)
+        print(f"\n{_BEGUN}{item.nodeid}", flush=True)
         following = items[i + 1] if i + 1 < len(items) else None
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if item.session.testsfailed and stop:
@@ -181,11 +181,12 @@ def _run(items: Sequence[pytest.Item], *, stop: bool) -> int:
 
 
 def _waited(pid: int, seconds: float, log: Path) -> int | None:
-    """The exit code of a child; its own children are killed with it, and it is when it says nothing for so long."""
-    deadline, said = monotonic() + seconds, 0
+    """The exit code of a child; its own children are killed with it, and it is when a test takes so long."""
+    deadline, nbytes, begun = monotonic() + seconds, 0, 0
     while True:
-        if log.exists() and log.stat().st_size != said:
-            deadline, said = monotonic() + seconds, log.stat().st_size
+        if log.exists() and log.stat().st_size != nbytes:
+            nbytes, before, begun = log.stat().st_size, begun, log.read_bytes().count(_BEGUN.encode())
+            deadline = monotonic() + seconds if begun != before else deadline
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             _kill(pid)
