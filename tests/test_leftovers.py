@@ -377,3 +377,11 @@ def test_a_dry_run_beside_what_was_interrupted(small: Path, tmp_path: Path) -> N
     assert ckpttool.convert(small, tmp_path / "x.gguf", **options).run["slabs_resumed"] == len(plan.slabs)
     with pytest.raises(LocalIOError, match="already exists"):
         preview(plan, api.limit())
+
+
+def test_a_dry_run_beside_another_target(old: Path, small: Path, tmp_path: Path) -> None:
+    """Traces of a run lie there, but the target is of another plan."""
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "lock").touch()
+    with pytest.raises(LocalIOError, match="already exists"):
+        preview(api.plan(small, old, to="bf16"), api.limit())
