@@ -25,7 +25,7 @@ def move_in(finished: Path, target: Path, *, overwrite: bool) -> None:
     try:
         if overwrite and target.is_dir() and finished.is_dir():
             _exchange(finished, target)
-        elif (overwrite and target.is_file()) or _is_empty_folder(target):
+        elif (overwrite and target.is_file()) or is_empty_folder(target):
             finished.replace(target)
         else:
             _rename_without_replacing(finished, target)
@@ -54,8 +54,9 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def is_empty_folder(path: Path) -> bool:
+    """Whether it is a folder itself, no link to one, and holds nothing."""
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def _rename_without_replacing(source: Path, target: Path) -> None:

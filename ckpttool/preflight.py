@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ckpttool.commit import exists_error
+from ckpttool.commit import exists_error, is_empty_folder
 from ckpttool.errors import InputError, LocalIOError
 from ckpttool.locate import COMPANION_NAMES, INDEX_SUFFIX, LICENCE_PREFIXES, TEMPLATES
 from ckpttool.order import peak_nbytes, window
@@ -55,7 +55,7 @@ def check_vacant(place: Place, digest: str, *, overwrite: bool) -> None:
         path = place.path
         if os.path.ismount(path):
             raise LocalIOError("is a mount point; a folder cannot take its place", file=str(path), hint=OTHER)
-        if os.path.lexists(path) and not _is_empty_folder(path):
+        if os.path.lexists(path) and not is_empty_folder(path):
             _refuse_unless(overwrite, path)
             _refuse_other_folders(path)
         return
@@ -79,10 +79,6 @@ def _is_of(receipt: Path, digest: str) -> bool:
         return read_conversion(receipt).plan == digest
     except InputError:
         return False
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def _refuse_other_folders(path: Path) -> None:

@@ -27,7 +27,7 @@ def settle(plan: Plan, *, verify: bool, overwrite: bool = False) -> Conversion |
     """
     place = plan.place
     _put_back(place)
-    complete = _is_complete(plan)
+    complete = is_complete(plan)
     if not complete and not _is_cleared(place):
         return None
     receipt = _receipt_of(place.receipt, plan.digest)
@@ -60,13 +60,13 @@ def is_left(plan: Plan) -> bool:
     Nothing is touched.
     """
     of_this_plan = _receipt_of(plan.place.receipt, plan.digest) is not None
-    return of_this_plan and (_is_complete(plan) or _is_cleared(plan.place))
+    return of_this_plan and (is_complete(plan) or _is_cleared(plan.place))
 
 
-def _is_complete(plan: Plan) -> bool:
+def is_complete(plan: Plan) -> bool:
     """Whether the journal has every slab."""
-    entries = read_entries(plan.place.partial / "journal", plan.digest) or ()
-    return len({e.slab for e in entries}) == len(plan.slabs)
+    entries = read_entries(plan.place.partial / "journal", plan.digest)
+    return entries is not None and len({e.slab for e in entries}) == len(plan.slabs)
 
 
 def _put_back(place: Place) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ckpttool import workplace
 from ckpttool.checkpoint import open_checkpoint
-from ckpttool.commit import exists_error
+from ckpttool.commit import exists_error, is_empty_folder
 from ckpttool.errors import InputError, os_errors
 from ckpttool.execute import execute
 from ckpttool.journal import read_entries
@@ -36,7 +36,7 @@ from ckpttool.publishing.repos import RepoTarget
 from ckpttool.publishing.sending import Meant, Sending, git_sha1
 from ckpttool.reports import Conversion, PlanReport, document, read_conversion
 from ckpttool.resources import Limits
-from ckpttool.settling import is_left, settle
+from ckpttool.settling import is_complete, is_left, settle
 from ckpttool.target import Target
 
 Progress = Callable[[int], None]
@@ -193,13 +193,12 @@ class HubConversion:
         """Whether a run that was killed after its commit has left all of it under another name. What it was to delete
         is deleted."""
         place = self.plan.place
-        entries = read_entries(place.partial / "journal", self.plan.digest)
-        if entries is None:
-            return False
-        if self.frees:
+        if not self.frees:
+            return is_complete(self.plan)
+        if read_entries(place.partial / "journal", self.plan.digest) is not None:
             with workplace.locked(place):
                 workplace.discard(place)
-        return not self.frees and len({e.slab for e in entries}) == len(self.plan.slabs)
+        return False
 
     def _is_made(self) -> bool:
         """Whether this very conversion is complete here already."""
@@ -233,7 +232,7 @@ class HubConversion:
         place = self.plan.place
         if self._asked.frees or self._asked.overwrite:
             return
-        found = next((p for p in (*place.finals, place.path) if os.path.lexists(p) and not _is_empty_folder(p)), None)
+        found = next((p for p in (*place.finals, place.path) if os.path.lexists(p) and not is_empty_folder(p)), None)
         if found is not None:
             error = exists_error(found)
             error.hint = "give --workdir, or --free-disk to keep nothing here, or --overwrite to replace it"
@@ -278,10 +277,6 @@ def _but_run(receipt: dict[str, Any]) -> dict[str, Any]:
 
 def _all_there(place: Place) -> bool:
     return all(os.path.lexists(p) for p in (*place.finals, place.receipt))
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def _refuse_secrets(plan: Plan) -> None:
