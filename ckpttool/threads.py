@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from time import monotonic
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,6 +23,10 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 class Left(Exception):
     """The crew of this thread has failed: what it waits for does not matter any more."""
+
+
+LOOK_UP = 0.2
+"""Seconds after which whoever waits looks up: a signal that comes just before a lock is waited for wakes nobody."""
 
 
 class Crew:
@@ -47,7 +52,8 @@ class Crew:
             for t in self._threads:
                 t.start()
             for t in self._threads:
-                t.ended.wait()
+                while not t.ended.wait(LOOK_UP):
+                    pass
         except BaseException as e:
             self.fail(e)
             for t in self._threads:
@@ -108,7 +114,7 @@ class _Thread(threading.Thread):
         """Wait for its end if it was started, whatever else arrives: it works on files that are closed after that."""
         while self.ident is not None and not self.ended.is_set():
             with contextlib.suppress(BaseException):  # one more Ctrl-C, or SIGTERM
-                self.ended.wait()
+                self.ended.wait(LOOK_UP)
 
 
 _current = threading.local()
@@ -133,8 +139,8 @@ def within(seconds: float, call: Callable[[threading.Event], T]) -> T:
         except BaseException as e:
             result.set_exception(e)
 
-    threading.Thread(target=body, daemon=True).start()
     try:
+        threading.Thread(target=body, daemon=True).start()
         if not _done(result, seconds):
             raise TimeoutError
     finally:
@@ -151,7 +157,11 @@ def _done(result: Future[Any], seconds: float) -> bool:
     """Whether `result` is there within `seconds`."""
     crew: Crew | None = getattr(_current, "crew", None)
     if crew is None:
-        return bool(wait([result], max(0.0, seconds)).done)
+        end = monotonic() + seconds
+        while not wait([result], max(0.0, min(LOOK_UP, end - monotonic()))).done:
+            if monotonic() >= end:
+                return False
+        return True
     changed = crew.changed
 
     def wake(_: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ckpttool import threads
-from ckpttool.threads import Crew, Left, share, within
+from ckpttool.threads import Crew, Left, pause, share, within
 
 
 class Stop(BaseException):
@@ -185,3 +186,36 @@ def test_an_interrupt_ends_waits_for_remote_ends(arriving: Callable[[float, int]
         time.sleep(0.01)
     assert threading.active_count() <= before
     assert time.monotonic() - begun < 20
+
+
+def test_a_signal_that_wakes_nobody_is_seen_soon() -> None:
+    """As one does that comes just before the lock is waited for; `interrupt_main` never wakes whoever waits."""
+    crew, left = Crew(), list[bool]()
+
+    def work(item: int) -> None:
+        time.sleep(0.3)  # then the other one waits
+        _thread.interrupt_main()
+        try:
+            pause(20)
+        except Left:
+            left.append(True)
+            raise
+
+    crew.add([1], [work])
+    with pytest.raises(KeyboardInterrupt):
+        crew.run()
+    assert left == [True]
+
+
+def test_a_signal_that_wakes_nobody_is_seen_soon_without_a_crew() -> None:
+    left, ended = list[bool](), threading.Event()
+
+    def call(gone: threading.Event) -> None:
+        time.sleep(0.3)  # then the other one waits
+        _thread.interrupt_main()
+        left.append(gone.wait(20))
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        within(60, call)
+    assert ended.wait(20) and left == [True]
